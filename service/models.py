@@ -1,0 +1,293 @@
+"""The tables of Barter.
+
+Constraints and defaults live in the database, so that whatever writes to it keeps the rules.
+Money is integer minor units of the campaign's currency; every time is UTC.
+
+The log is three append-only tables read in the order of ``position``: ``decisions`` (what was
+chosen and with what probabilities), ``outcomes`` (what the customer then did) and ``snapshots``
+(what the policy knew). ``rewards`` is the learner's sum of one decision's outcomes: it can be
+rebuilt from the log at any time. Only a shipper writes to the log, one transaction at a time, so
+positions become visible in their own order and a reader that remembers the last position it has
+seen misses nothing.
+"""
+
+import datetime as dt
+import uuid
+from typing import Annotated, Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Position = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
+Small = Annotated[int, mapped_column(SmallInteger)]
+Big = Annotated[int, mapped_column(BigInteger)]
+Name = Annotated[str, mapped_column(Text)]
+When = Annotated[dt.datetime, mapped_column(DateTime(timezone=True))]
+Now = Annotated[dt.datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
+Document = Annotated[dict[str, Any], mapped_column(JSONB)]
+
+KEY_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
+STATES = ("draft", "scheduled", "running", "paused", "ended")
+ROLES = ("marketer", "analyst", "developer", "admin")
+SCOPES = ("decide", "reward", "manage", "read")
+OUTCOMES = ("exposed", "clicked", "purchased", "returned")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+class Base(DeclarativeBase):
+    """The base of every table; its metadata is what the migrations must add up to."""
+
+
+class User(Base):
+    """A person who may log in to the console."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint(_one_of("role", ROLES), name="users_role"),
+        CheckConstraint("email = lower(email)", name="users_email_lower"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    email: Mapped[Name] = mapped_column(unique=True)
+    name: Mapped[Name]
+    role: Mapped[Name]
+    password_hash: Mapped[Name]
+    created_at: Mapped[Now]
+    disabled_at: Mapped[When | None]
+
+
+class ApiKey(Base):
+    """A key of an app server: ``bk_live_<public id>_<secret>``, of which only the hash is kept."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint(
+            "scopes <@ ARRAY['decide','reward','manage','read']::text[]"
+            " AND cardinality(scopes) > 0",
+            name="api_keys_scopes",
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    public_id: Mapped[Name] = mapped_column(unique=True)
+    name: Mapped[Name]
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created_by: Mapped[Name]
+    created_at: Mapped[Now]
+    revoked_at: Mapped[When | None]
+
+
+class Campaign(Base):
+    """An experiment. Its definition is the document that the API and the console edit."""
+
+    __tablename__ = "campaigns"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", STATES), name="campaigns_state"),
+        CheckConstraint(f"key ~ '{KEY_PATTERN}'", name="campaigns_key"),
+        CheckConstraint("octet_length(seed) = 32", name="campaigns_seed"),
+        CheckConstraint("killed_at IS NULL OR state = 'ended'", name="campaigns_killed"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    key: Mapped[Name] = mapped_column(unique=True)
+    state: Mapped[Name] = mapped_column(server_default=text("'draft'"))
+    revision: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    definition: Mapped[Document]
+    seed: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+    started_at: Mapped[When | None]
+    ended_at: Mapped[When | None]
+    killed_at: Mapped[When | None]
+
+
+class CampaignRevision(Base):
+    """Every definition that a campaign ever had: what replay and audit read."""
+
+    __tablename__ = "campaign_revisions"
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
+    revision: Mapped[int] = mapped_column(Integer, primary_key=True)
+    definition: Mapped[Document]
+    author: Mapped[Name]
+    created_at: Mapped[Now]
+
+
+class AuditEntry(Base):
+    """Who did what, when: written in the transaction of the deed itself."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("audit_log_subject", "subject", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[Now]
+    actor: Mapped[Name]
+    action: Mapped[Name]
+    subject: Mapped[Name]
+    detail: Mapped[Document] = mapped_column(server_default=text("'{}'"))
+
+
+class Customer(Base):
+    """Stored attributes of one unit, under its keyed pseudonym."""
+
+    __tablename__ = "customers"
+    __table_args__ = (Index("customers_updated_at", "updated_at"),)
+
+    unit: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    attributes: Mapped[Document]
+    updated_at: Mapped[Now]
+
+
+class Product(Base):
+    """One item of the catalogue."""
+
+    __tablename__ = "products"
+
+    id: Mapped[Name] = mapped_column(primary_key=True)
+    department: Mapped[Name | None]
+    category: Mapped[Name | None]
+    name: Mapped[Name | None]
+    price_minor: Mapped[Big | None]
+
+
+class Transaction(Base):
+    """One line of a till receipt; ``id`` is the import's own line key, so a repeat adds nothing."""
+
+    __tablename__ = "transactions"
+    __table_args__ = (Index("transactions_unit", "unit"),)
+
+    id: Mapped[Name] = mapped_column(primary_key=True)
+    unit: Mapped[bytes] = mapped_column(LargeBinary)
+    product_id: Mapped[Name]
+    basket: Mapped[Name]
+    quantity: Mapped[int] = mapped_column(Integer)
+    paid_minor: Mapped[Big]
+    discount_minor: Mapped[Big]
+    bought_at: Mapped[When]
+
+
+class Decision(Base):
+    """One choice, immutable: with its simplex, the number that was sampled with, and why."""
+
+    __tablename__ = "decisions"
+    __table_args__ = (
+        CheckConstraint("propensity > 0 AND propensity <= 1", name="decisions_propensity"),
+        CheckConstraint("cardinality(simplex) > arm AND arm >= 0", name="decisions_arm"),
+        Index("decisions_campaign", "campaign_id", "position"),
+        Index("decisions_unit", "unit"),
+    )
+
+    position: Mapped[Position]
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, unique=True)
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
+    revision: Mapped[int] = mapped_column(Integer)
+    snapshot: Mapped[Big]
+    unit: Mapped[bytes] = mapped_column(LargeBinary)
+    segment: Mapped[Small]
+    mask: Mapped[Big]
+    simplex: Mapped[list[float]] = mapped_column(ARRAY(Double))
+    arm: Mapped[Small]
+    propensity: Mapped[float] = mapped_column(Double)
+    reason: Mapped[Name]
+    origin: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+    why: Mapped[dict[str, Any]] = mapped_column(JSON)
+    reserved_minor: Mapped[Big] = mapped_column(server_default=text("0"))
+    decided_at: Mapped[When]
+    expires_at: Mapped[When]
+
+
+class Outcome(Base):
+    """One event about a decision, unique by its event id; may be late, negative or early.
+
+    ``campaign_id`` is read out of the decision's id, without a foreign key: an event may arrive
+    before its decision does.
+    """
+
+    __tablename__ = "outcomes"
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", OUTCOMES), name="outcomes_kind"),
+        Index("outcomes_decision", "decision_id"),
+        Index("outcomes_campaign", "campaign_id", "position"),
+    )
+
+    position: Mapped[Position]
+    event_id: Mapped[Name] = mapped_column(unique=True)
+    campaign_id: Mapped[int] = mapped_column(Integer)
+    decision_id: Mapped[uuid.UUID] = mapped_column(Uuid)
+    kind: Mapped[Name]
+    revenue_minor: Mapped[Big]
+    margin_minor: Mapped[Big | None]
+    occurred_at: Mapped[When]
+    received_at: Mapped[When]
+
+
+class Reward(Base):
+    """What one decision's outcomes add up to, as the learner has credited it."""
+
+    __tablename__ = "rewards"
+    __table_args__ = (Index("rewards_campaign", "campaign_id"),)
+
+    decision_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
+    conversions: Mapped[Small]
+    revenue_minor: Mapped[Big]
+    discount_minor: Mapped[Big]
+    profit_minor: Mapped[Big]
+    late: Mapped[Small] = mapped_column(server_default=text("0"))
+
+
+class Snapshot(Base):
+    """An immutable policy state and the point in the log that it has learnt through."""
+
+    __tablename__ = "snapshots"
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    revision: Mapped[int] = mapped_column(Integer)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+    digest: Mapped[Name]
+    decision_position: Mapped[Big]
+    outcome_position: Mapped[Big]
+    learnt_until: Mapped[When | None]
+    created_at: Mapped[Now]
+
+
+class Budget(Base):
+    """What expired offers gave back of what was reserved for them, up to a place in the log."""
+
+    __tablename__ = "budgets"
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
+    settled_position: Mapped[Big]
+    released_minor: Mapped[Big]
+
+
+class Spool(Base):
+    """How far each local log has been carried into this database: the exactly-once watermark."""
+
+    __tablename__ = "spools"
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    shipped: Mapped[Big]
+    updated_at: Mapped[Now]
