@@ -1,0 +1,1 @@
+"""What analysts read: regret, arm means that hold under adaptive data, and sample ratio tests."""

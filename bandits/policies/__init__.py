@@ -1,0 +1,82 @@
+"""The registered policies, by name.
+
+>>> sorted(NAMES)[:3]
+['epsilon_greedy', 'fixed_split', 'gradient']
+>>> make("thompson_beta", arms=3, segments=2).name
+'thompson_beta'
+>>> make("thompson_beta", arms=3, segments=2, alpha=-1.0)
+Traceback (most recent call last):
+ValueError: alpha: must be a finite number at least 0.5 and at most 1e+06
+"""
+
+from types import ModuleType
+
+from bandits.policies import (
+    epsilon_greedy,
+    fixed_split,
+    gradient,
+    thompson_beta,
+    thompson_gaussian,
+    thompson_profit,
+    ucb1,
+)
+from bandits.policies.spec import Option, OptionValue, PolicySpec
+from bandits.types import Policy
+
+__all__ = ["NAMES", "Option", "OptionValue", "PolicySpec", "catalogue", "describe", "make"]
+
+_MODULES: dict[str, ModuleType] = {
+    module.SPEC.name: module
+    for module in (
+        fixed_split,
+        epsilon_greedy,
+        ucb1,
+        gradient,
+        thompson_beta,
+        thompson_gaussian,
+        thompson_profit,
+    )
+}
+
+#: Names that :func:`make` knows, in the order a console lists them.
+NAMES: tuple[str, ...] = tuple(_MODULES)
+
+
+def make(
+    name: str, *, arms: int, segments: int, backend: str = "numpy", **options: OptionValue
+) -> Policy:
+    """The policy called ``name`` for A = ``arms`` and S = ``segments``.
+
+    Args:
+        name: one of :data:`NAMES`.
+        arms: number of arms, at least 1.
+        segments: number of segments, at least 1.
+        backend: "numpy" (serving) or "jax" (learner, bulk).
+        options: the policy's own; see :func:`describe`.
+
+    Raises:
+        ValueError: the name or the backend is unknown, a size is below 1, or an option is wrong;
+            the message begins with the name of what is wrong.
+    """
+    if name not in _MODULES:
+        raise ValueError(f"name: no policy {name!r} (there are: {', '.join(NAMES)})")
+    for size, what in ((arms, "arms"), (segments, "segments")):
+        if size < 1:
+            raise ValueError(f"{what}: must be at least 1")
+    if backend not in ("numpy", "jax"):
+        raise ValueError(f"backend: must be 'numpy' or 'jax', not {backend!r}")
+    policy: Policy = _MODULES[name].policy(arms=arms, segments=segments, backend=backend, **options)
+    return policy
+
+
+def describe(name: str) -> PolicySpec:
+    """What the policy ``name`` says of itself, options with defaults and bounds included."""
+    if name not in _MODULES:
+        raise ValueError(f"name: no policy {name!r} (there are: {', '.join(NAMES)})")
+    spec: PolicySpec = _MODULES[name].SPEC
+    return spec
+
+
+def catalogue() -> tuple[PolicySpec, ...]:
+    """Every registered policy's description, in the order of :data:`NAMES`."""
+    return tuple(describe(name) for name in NAMES)

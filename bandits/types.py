@@ -1,0 +1,98 @@
+"""The contract of the library: what a policy is, what it reads, what it learns from.
+
+A **policy** is a pair of pure functions, ``probabilities(state, contexts, mask)`` and
+``update(state, batch)``. One sampler (:mod:`bandits.sampling`) draws from the simplex that the
+first returns, after the guardrails of :mod:`bandits.simplex`. Nothing here does I/O, reads a clock
+or keeps global state.
+
+Letters, used in every shape: ``A`` arms, ``S`` segments, ``B`` batch rows, ``D`` features,
+``M`` posterior draws.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+#: A numpy or a JAX array: functions that accept both are written once, against either namespace.
+Array: TypeAlias = Any
+
+#: Largest absolute reward of one row, in integer units; :mod:`bandits.ledger` says why.
+REWARD_LIMIT = 1_000_000_000
+
+#: Fractional bits of the fixed-point score sums.
+SCORE_BITS = 20
+
+
+class Contexts(NamedTuple):
+    """What is known about each row before an arm is chosen.
+
+    Attributes:
+        segment: (B,) int32, index of the segment, ``0 <= segment < S``.
+        features: (B, D) int64 fixed point, quantised once when decided; ``D`` may be 0.
+    """
+
+    segment: Array
+    features: Array
+
+
+class Batch(NamedTuple):
+    """Decisions with what came of them, to be added to (or taken back from) a state.
+
+    Attributes:
+        contexts: the contexts as they were when the arm was drawn, B rows.
+        arm: (B,) int32, the arm that was served.
+        simplex: (B, A) float64, the logged simplex that the sampler drew from.
+        conversions: (B,) int64, 0 or 1.
+        reward: (B,) int64, the objective in integer units (minor money units, or 0/1).
+        sign: (B,) int64, +1 adds the row, -1 takes back a row added before, 0 only
+            fills the batch up to a size that is compiled already.
+    """
+
+    contexts: Contexts
+    arm: Array
+    simplex: Array
+    conversions: Array
+    reward: Array
+    sign: Array
+
+
+class ArmSums(NamedTuple):
+    """The integer ledger: exact sums per segment and arm, the state of every arm-level policy.
+
+    Integer addition is exact, hence order-free, mergeable and reversible. Every field is (S, A)
+    int64.
+
+    Attributes:
+        trials: number of decisions.
+        conversions: number of decisions that converted.
+        reward: sum of rewards r.
+        square_high: sum of ``r*r >> 32``.
+        square_low: sum of ``r*r & (2**32 - 1)``.
+        score: sum of ``fix(e_a - p)``: chosen-arm indicator minus logged simplex, in 2**-20.
+        score_reward: sum of ``r * fix(e_a - p)``, in 2**-20.
+    """
+
+    trials: Array
+    conversions: Array
+    reward: Array
+    square_high: Array
+    square_low: Array
+    score: Array
+    score_reward: Array
+
+
+class Policy(NamedTuple):
+    """A policy as a tuple of pure functions, built by :func:`bandits.policies.make`.
+
+    Attributes:
+        name: the registered name.
+        init: ``() -> state`` with nothing learnt.
+        probabilities: ``(state, contexts, mask) -> (B, A) float64``, a simplex per row that is
+            exactly 0 where ``mask`` is False. ``mask`` is (B, A) bool, True = eligible; a row
+            without an eligible arm is a ``ValueError`` (never reached under ``jax.jit``).
+        update: ``(state, batch) -> state``, the ledger's sum with the batch's contribution.
+    """
+
+    name: str
+    init: Callable[[], ArmSums]
+    probabilities: Callable[[ArmSums, Contexts, Array], Array]
+    update: Callable[[ArmSums, Batch], ArmSums]

@@ -1,0 +1,190 @@
+"""P(arm is best): against mpmath, against closed forms, on both backends, and at the edges."""
+
+import json
+import random
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import integrate, special, stats
+
+from bandits import backend
+from bandits.posteriors import best
+from tests.bandits import best_oracle
+
+Floats = NDArray[np.float64]
+
+
+def table() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(best_oracle.TABLE.read_text(encoding="utf-8"))
+    return rows
+
+
+def _row(state: dict[str, Any], field: str, width: int, fill: float) -> Floats:
+    values = state[field]
+    return np.array([values + [fill] * (width - len(values))], dtype=np.float64)
+
+
+def probabilities(
+    state: dict[str, Any], space: backend.Backend, *, width: int | None = None
+) -> Floats:
+    """The raw probabilities, padded with masked arms to ``width`` so that JAX compiles once."""
+    arms = len(state["p"])
+    width = width or arms
+    mask = np.arange(width)[None, :] < arms
+    if state["kind"] == "student":
+        mean, scale = _row(state, "mean", width, 0.0), _row(state, "scale", width, 1.0)
+        freedom = _row(state, "freedom", width, 2.0)
+        p = best.raw_student(mean, scale, freedom, mask, backend=space)
+    else:
+        a, b = _row(state, "a", width, 1.0), _row(state, "b", width, 1.0)
+        value = _row(state, "value", width, 1.0) if state["kind"] == "value" else None
+        p = best.raw(a, b, mask, value=value, backend=space)
+    out = np.asarray(p)[0]
+    assert (out[arms:] == 0).all()
+    kept: Floats = out[:arms]
+    return kept
+
+
+def test_the_table_reaches_the_sizes_that_matter() -> None:
+    states = table()
+    counts = [max(s["freedom"]) for s in states if "freedom" in s]
+    counts += [max(map(sum, zip(s["a"], s["b"], strict=True))) for s in states if "a" in s]
+    assert len(states) == best_oracle.STATES
+    assert max(len(s["p"]) for s in states) >= 45
+    assert max(counts) > 1e6
+    assert {s["kind"] for s in states} == {"beta", "value", "student"}
+
+
+def test_numpy_agrees_with_mpmath_on_every_state() -> None:
+    errors, sums = [], []
+    for state in table():
+        raw = probabilities(state, backend.numpy_backend())
+        errors.append(np.abs(raw - state["p"]).max())
+        sums.append(abs(raw.sum() - 1))
+    assert max(errors) <= 1e-6
+    assert np.median(errors) <= 1e-9
+    assert max(sums) <= 1e-9
+
+
+def test_jax_agrees_with_numpy_and_mpmath() -> None:
+    space = backend.jax_backend()
+    states = [s for s in table() if len(s["p"]) <= 8]
+    for state in states[::5]:
+        raw = probabilities(state, space, width=8)
+        assert np.abs(raw - state["p"]).max() <= 1e-6
+        assert np.abs(raw - probabilities(state, backend.numpy_backend())).max() <= 1e-9
+        assert abs(raw.sum() - 1) <= 1e-9
+
+
+@pytest.mark.parametrize("index", [4, 7, 9])
+def test_the_table_is_what_the_oracle_computes(index: int) -> None:
+    state = best_oracle.random_state(random.Random(index))
+    known = table()[index]
+    assert {**state, "p": known["p"]} == known
+    np.testing.assert_allclose(
+        [float(x) for x in best_oracle.probabilities(state)], known["p"], atol=1e-13
+    )
+
+
+def test_the_oracle_agrees_with_mpmaths_own_quadrature() -> None:
+    state = {"kind": "value", "a": [3.5, 1.0], "b": [2.0, 9.0], "value": [3.0, 7.0]}
+    slow = [float(x) for x in best_oracle.direct(state)]
+    quick = [float(x) for x in best_oracle.probabilities(state)]
+    np.testing.assert_allclose(quick, slow, atol=1e-9)
+
+
+def test_two_gaussians_have_a_closed_form() -> None:
+    rng = np.random.default_rng(1)
+    mean, sd = rng.normal(0, 3, (200, 2)), 10 ** rng.uniform(-3, 2, (200, 2))
+    p = best.gaussian(mean, sd, np.ones((200, 2), dtype=bool))
+    exact = stats.norm.cdf((mean[:, 0] - mean[:, 1]) / np.hypot(sd[:, 0], sd[:, 1]))
+    np.testing.assert_allclose(p[:, 0], exact, atol=1e-9)
+
+
+def test_two_betas_have_a_closed_form() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        a, c = rng.integers(1, 400, 2)
+        b, d = rng.integers(1, 4000, 2)
+        i = np.arange(c)
+        logs = special.betaln(a + i, b + d) - np.log(d + i)
+        logs -= special.betaln(1 + i, d) + special.betaln(a, b)
+        p = best.beta(
+            np.array([[a, c]], dtype=float),
+            np.array([[b, d]], dtype=float),
+            np.ones((1, 2), dtype=bool),
+        )
+        assert abs(p[0, 1] - np.exp(logs).sum()) <= 1e-9
+
+
+@pytest.mark.parametrize(("least", "tolerance"), [(1.0, 1e-7), (1.3, 1e-7), (0.5, 5e-5)])
+def test_an_arm_that_ends_below_a_better_payer(least: float, tolerance: float) -> None:
+    """The hardest case, an algebraic singularity inside the range: so b >= 1 is asked for."""
+    a, b, m = [0.5, 3.5, 0.5], [least, 6.0, least], [1.0, 3.0, 2.0]
+    p = best.beta(np.array([a]), np.array([b]), np.ones((1, 3), dtype=bool), value=np.array([m]))
+
+    def integrand(y: float) -> float:
+        others = stats.beta.cdf(y, 0.5, least) * stats.beta.cdf(y / 2, 0.5, least)
+        return float(stats.beta.pdf(y / 3, 3.5, 6.0) / 3 * others)
+
+    exact, _ = integrate.quad(integrand, 0, 3, points=[1, 2], epsabs=1e-11, limit=500)
+    assert abs(p[0, 1] - exact) <= tolerance
+
+
+def test_extremes_give_a_simplex_and_no_warning() -> None:
+    a = np.array([[0.5, 1e9, 0.5, 2e6], [0.5, 0.5, 0.5, 0.5], [1e9, 1e9, 1.0, 1.0]])
+    b = np.array([[1e9, 0.5, 0.5, 2e6], [1e9, 1e9, 1e9, 1e9], [1e9, 1e9, 1.0, 1e6]])
+    value = np.array([[1e-3, 1e9, 1.0, 1e5]] * 3)
+    mask = np.ones((3, 4), dtype=bool)
+    for p in (best.beta(a, b, mask), best.beta(a, b, mask, value=value)):
+        assert np.isfinite(p).all()
+        np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-9)
+    mean = np.array([[-1e9, 0.0, 1e9, 1e9]])
+    scale, freedom = np.array([[1e-3, 1e9, 1e-6, 1e9]]), np.array([[2.0, 1e9, 4.0, 2.0]])
+    p = best.student(mean, scale, freedom, mask[:1])
+    assert abs(p.sum() - 1) <= 1e-9
+
+
+def test_a_raw_sum_off_by_more_than_the_tolerance_falls_back_to_equal_shares() -> None:
+    raw = np.array([[0.5, 0.4, 0.0], [0.7, 0.3 + 5e-7, 0.0], [np.nan, 0.5, 0.0]])
+    mask = np.array([[True, True, False]] * 3)
+    p = best._settle(raw, mask, backend.numpy_backend())
+    np.testing.assert_allclose(p[[0, 2]], [[0.5, 0.5, 0]] * 2)
+    np.testing.assert_allclose(p[1].sum(), 1, atol=1e-15)
+
+
+def test_float32_is_refused() -> None:
+    mask = np.ones((1, 2), dtype=bool)
+    single = np.ones((1, 2), dtype=np.float32)
+    with pytest.raises(TypeError, match="float64"):
+        best.beta(single, single, mask)
+    with pytest.raises(TypeError, match="float64"):
+        best.student(single, single, single, mask, backend=backend.jax_backend())
+
+
+def test_many_rows_are_computed_in_pieces() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.uniform(1, 50, (200, 6)), rng.uniform(1, 500, (200, 6))
+    mask = np.ones((200, 6), dtype=bool)
+    together = best.beta(a, b, mask)
+    alone = np.concatenate([best.beta(a[i : i + 1], b[i : i + 1], mask[:1]) for i in range(200)])
+    np.testing.assert_allclose(together, alone, atol=1e-14)
+    space = backend.jax_backend()
+    jax = space.jit(partial(best.beta, backend=space))(a, b, mask)
+    np.testing.assert_allclose(together, np.asarray(jax), atol=1e-12)
+
+
+def test_ten_arms_take_about_a_millisecond() -> None:
+    """A loose bound for busy machines; README.md gives the measured figure."""
+    a, b = np.full((1, 10), 30.0) + np.arange(10), np.full((1, 10), 900.0)
+    mask = np.ones((1, 10), dtype=bool)
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        best.beta(a, b, mask)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.01

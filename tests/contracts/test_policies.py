@@ -1,0 +1,195 @@
+"""The contract that every registered policy keeps, on both backends."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from bandits import backend, ledger, policies, sampling, simplex
+from bandits.types import ArmSums, Batch, Contexts, Policy
+
+ARMS, SEGMENTS, ROWS = 5, 3, 600
+
+each_policy = pytest.mark.parametrize("name", policies.NAMES)
+
+
+def _contexts(segment: NDArray[Any]) -> Contexts:
+    return Contexts(segment.astype(np.int32), np.zeros((len(segment), 0), dtype=np.int64))
+
+
+def _batch(*, seed: int = 0, rows: int = ROWS) -> Batch:
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(ARMS), size=rows)
+    arm = sampling.draws(p, rng.random(rows))
+    conversions = (rng.random(rows) < 0.05 + 0.03 * arm).astype(np.int64)
+    reward = conversions * rng.integers(200, 900, rows)
+    segment = rng.integers(0, SEGMENTS, rows)
+    return Batch(_contexts(segment), arm, p, conversions, reward, np.ones(rows, dtype=np.int64))
+
+
+def _mask(*, seed: int = 1, rows: int = 40) -> NDArray[np.bool_]:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((rows, ARMS)) < 0.6
+    mask[np.arange(rows), rng.integers(0, ARMS, rows)] = True
+    return mask
+
+
+def _policy(name: str, *, space: str = "numpy", order: NDArray[Any] | None = None) -> Policy:
+    """With options that differ by arm, given in ``order``."""
+    order = np.arange(ARMS) if order is None else order
+    options: dict[str, Any] = {}
+    if name == "fixed_split":
+        options["shares"] = np.array([5.0, 1.0, 0.0, 2.0, 3.0])[order]
+    if name == "thompson_profit":
+        options["value"] = np.tile(np.array([900.0, 700.0, 400.0, 650.0, -5.0])[order], (3, 1))
+    return policies.make(name, arms=ARMS, segments=SEGMENTS, backend=space, **options)
+
+
+SEGMENT = np.arange(40) % SEGMENTS
+
+
+@each_policy
+def test_gives_a_simplex_and_nothing_to_masked_arms(name: str) -> None:
+    policy, mask = _policy(name), _mask()
+    for state in (policy.init(), policy.update(policy.init(), _batch())):
+        p = policy.probabilities(state, _contexts(SEGMENT), mask)
+        assert p.shape == mask.shape
+        assert p.dtype == np.float64
+        simplex.check(p, mask)
+
+
+@each_policy
+def test_keeps_floor_and_cap_after_the_guard(name: str) -> None:
+    policy, mask = _policy(name), _mask()
+    state = policy.update(policy.init(), _batch())
+    p = policy.probabilities(state, _contexts(SEGMENT), mask)
+    guarded = simplex.guard(p, mask, floor=0.03, cap=0.6)
+    simplex.check(guarded, mask)
+    assert (guarded[mask] >= 0.03).all()
+    free = mask.sum(axis=1) > 1
+    assert (guarded[free] <= 0.6 + 1e-15).all()
+
+
+@each_policy
+def test_is_equivariant_under_permutation_of_the_arms(name: str) -> None:
+    order = np.array([3, 0, 4, 2, 1])
+    mask = _mask()
+    batch = _batch()
+    moved = batch._replace(
+        arm=np.argsort(order)[batch.arm].astype(np.int32), simplex=batch.simplex[:, order]
+    )
+    one, two = _policy(name), _policy(name, order=order)
+    p = one.probabilities(one.update(one.init(), batch), _contexts(SEGMENT), mask)
+    state = two.update(two.init(), moved)
+    q = two.probabilities(state, _contexts(SEGMENT), mask[:, order])
+    np.testing.assert_allclose(q, p[:, order], atol=1e-12)
+
+
+@each_policy
+def test_segments_do_not_see_each_other(name: str) -> None:
+    policy = _policy(name)
+    batch = _batch()
+    elsewhere = batch._replace(contexts=_contexts(np.ones(ROWS)))
+    state = policy.update(policy.init(), elsewhere)
+    mask = np.ones((1, ARMS), dtype=bool)
+    fresh = policy.probabilities(policy.init(), _contexts(np.array([2])), mask)
+    later = policy.probabilities(state, _contexts(np.array([2])), mask)
+    np.testing.assert_array_equal(fresh, later)
+
+
+@each_policy
+def test_numpy_and_jax_agree(name: str) -> None:
+    one, two = _policy(name), _policy(name, space="jax")
+    batch, mask = _batch(), _mask()
+    state, other = one.update(one.init(), batch), two.update(two.init(), batch)
+    assert ledger.digest(state) == ledger.digest(other)
+    p = one.probabilities(state, _contexts(SEGMENT), mask)
+    q = two.probabilities(other, _contexts(SEGMENT), mask)
+    assert str(q.dtype) == "float64"
+    np.testing.assert_allclose(p, np.asarray(q), atol=1e-12)
+
+
+@each_policy
+def test_is_traced_once_under_jit(name: str) -> None:
+    backend.jax_backend()
+    import jax
+
+    policy = _policy(name, space="jax")
+    traces = 0
+
+    def counted(state: ArmSums, contexts: Contexts, mask: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return policy.probabilities(state, contexts, mask)
+
+    jitted = jax.jit(counted)
+    eager = policy.probabilities
+    for seed in range(3):
+        state = policy.update(policy.init(), _batch(seed=seed))
+        mask = _mask(seed=seed)
+        inside = jitted(state, _contexts(SEGMENT), mask)
+        outside = eager(state, _contexts(SEGMENT), mask)
+        np.testing.assert_allclose(np.asarray(inside), np.asarray(outside), atol=1e-12)
+    assert traces == 1
+
+
+@each_policy
+def test_the_sampler_draws_what_the_simplex_says(name: str) -> None:
+    """Invariant 1: chi-square of a million draws against the simplex, p > 0.001."""
+    policy = _policy(name)
+    state = policy.update(policy.init(), _batch(rows=200))
+    mask = np.ones((1, ARMS), dtype=bool)
+    p = policy.probabilities(state, _contexts(np.zeros(1)), mask)
+    p = simplex.guard(p, mask, floor=0.01)
+    u = np.random.default_rng(11).random(1_000_000)
+    counts = np.bincount(sampling.draws(np.repeat(p, len(u), axis=0), u), minlength=ARMS)
+    assert stats.chisquare(counts, p[0] * len(u)).pvalue > 0.001
+
+
+@each_policy
+def test_refuses_bad_input(name: str) -> None:
+    policy = _policy(name)
+    good = np.ones((1, ARMS), dtype=bool)
+    one = _contexts(np.zeros(1))
+    with pytest.raises(ValueError, match="eligible"):
+        policy.probabilities(policy.init(), one, ~good)
+    with pytest.raises(ValueError, match="segment"):
+        policy.probabilities(policy.init(), _contexts(np.array([SEGMENTS])), good)
+    with pytest.raises(TypeError, match="mask"):
+        policy.probabilities(policy.init(), one, good.astype(np.int64))
+    with pytest.raises(ValueError, match="mask"):
+        policy.probabilities(policy.init(), one, good[:, :-1])
+
+
+@each_policy
+def test_describes_itself_and_checks_its_options(name: str) -> None:
+    spec = policies.describe(name)
+    assert spec.name == name
+    assert spec.summary.endswith(".")
+    assert spec.as_dict()["options"] == [
+        {**o._asdict(), "minimum": o.minimum, "maximum": o.maximum} for o in spec.options
+    ]
+    for option in spec.options:
+        assert option.help.endswith(".")
+        for bad in ("x", True, float("nan"), option.maximum * 2 + 1):
+            wrong: dict[str, Any] = {option.name: bad}
+            with pytest.raises(ValueError, match=f"^{option.name}: "):
+                policies.make(name, arms=2, segments=1, **wrong)
+    with pytest.raises(ValueError, match=r"^colour: "):
+        policies.make(name, arms=2, segments=1, colour=1.0)
+
+
+def test_the_registry_refuses_what_it_does_not_know() -> None:
+    for match, call in {
+        r"^name: ": {"name": "magic", "arms": 2, "segments": 1},
+        "^arms: ": {"name": "ucb1", "arms": 0, "segments": 1},
+        "^segments: ": {"name": "ucb1", "arms": 2, "segments": 0},
+        "^backend: ": {"name": "ucb1", "arms": 2, "segments": 1, "backend": "torch"},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            policies.make(**call)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^name: "):
+        policies.describe("magic")
+    assert [spec.name for spec in policies.catalogue()] == list(policies.NAMES)
