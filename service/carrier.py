@@ -1,0 +1,177 @@
+"""The carrier: between the local log of one host and Postgres, in both directions.
+
+Up: entries are copied in their order. The watermark (how far this local log has been carried)
+advances in the same transaction, so a crash at any point repeats nothing and loses nothing; one
+transaction-wide lock orders all hosts, so the log's positions become visible in their order.
+
+Down: campaigns, keys, snapshots and stored attributes come back into the local file, from which
+serving processes read. When Postgres is away both directions wait, and serving goes on.
+"""
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import structlog
+from sqlalchemy import Engine, Row, func, select
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+
+from service import queries
+from service.spool import DECISION, OUTCOME, Spool, SpoolError
+
+BATCH = 2_000
+IDLE_SECONDS = 0.02
+REFRESH_SECONDS = 1.0
+KEEP_SECONDS = 86_400.0
+PRUNE_SECONDS = 60.0
+log = structlog.get_logger()
+
+STATEMENTS = {DECISION: queries.INSERT_DECISIONS, OUTCOME: queries.INSERT_OUTCOMES}
+OVERLAP = dt.timedelta(seconds=60)
+
+Entries = Sequence[tuple[int, int, bytes]]
+
+
+class Carrier:
+    """Carries one host's log up and the catalogue down."""
+
+    def __init__(self, spool: Spool, engine: Engine) -> None:
+        self._spool, self._engine = spool, engine
+        self.changed = threading.Event()
+        self._shipped: int | None = None
+        self._released: dict[int, int] = {}
+        self._customers_since: dt.datetime | None = None
+        self._customers_seen: tuple[int, dt.datetime] | None = None
+        self._refreshed_at = self._pruned_at = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Carry until stopped; an absent database or a full disk only makes it wait."""
+        while not stop.is_set():
+            try:
+                busy = self.step()
+            except (SQLAlchemyError, SpoolError) as error:
+                log.warning("carrier_waits", error=type(error).__name__)
+                self._beat(database=False)
+                self._engine.dispose()
+                busy = False
+                stop.wait(0.5)
+            if not busy:
+                stop.wait(IDLE_SECONDS)
+
+    def step(self) -> bool:
+        """Carry what there is, both ways; tell whether there may be more to carry at once."""
+        carried = self.ship()
+        now = time.monotonic()
+        if self.changed.is_set() or now - self._refreshed_at > REFRESH_SECONDS:
+            self.changed.clear()
+            self.refresh()
+            self._refreshed_at = now
+            self._beat(database=True)
+        if now - self._pruned_at > PRUNE_SECONDS:
+            self._spool.prune(self._shipped or 0, before=time.time() - KEEP_SECONDS)
+            self._pruned_at = now
+        return carried > 0
+
+    def ship(self) -> int:
+        """Carry the next entries up, exactly once; return how many."""
+        if self._shipped is None:
+            with self._engine.begin() as connection:
+                self._shipped = connection.scalar(queries.SHIPPED, {"id": self._spool.id})
+        entries = self._spool.after(self._shipped or 0, limit=BATCH)
+        if entries:
+            self._ship(entries)
+        return len(entries)
+
+    def _ship(self, entries: Entries) -> None:
+        try:
+            self._shipped = self._copy(entries)
+        except (DataError, IntegrityError) as error:
+            # One entry that the database will never take must not hold back all the others:
+            # halve until it stands alone, then set it aside where a person will find it.
+            self._shipped = None
+            if len(entries) > 1:
+                middle = len(entries) // 2
+                self._ship(entries[:middle])
+                self._ship(entries[middle:])
+                return
+            ((seq, kind, body),) = entries
+            log.error("entry_rejected", seq=seq, error=type(error.orig).__name__)
+            self._spool.reject(seq, kind, body, str(error.orig))
+            self._shipped = self._copy([], upto=seq)
+
+    def _copy(self, entries: Entries, *, upto: int = 0) -> int:
+        with self._engine.begin() as connection:
+            connection.execute(queries.LOCK_LOG)
+            shipped: int = connection.scalar(queries.SHIPPED, {"id": self._spool.id}) or 0
+            fresh = [entry for entry in entries if entry[0] > shipped]
+            for kind, statement in STATEMENTS.items():
+                bodies = [body for _, own, body in fresh if own == kind]
+                if bodies:
+                    rows = b"[" + b",".join(bodies) + b"]"
+                    connection.execute(statement, {"rows": rows.decode()})
+            last = max(shipped, upto, *(entry[0] for entry in entries))
+            connection.execute(queries.SET_SHIPPED, {"id": self._spool.id, "shipped": last})
+            connection.execute(select(func.pg_notify("barter", "log")))
+        return last
+
+    def refresh(self) -> None:
+        """Bring campaigns, keys, snapshots and stored attributes down; write only what changed."""
+        with self._engine.connect() as connection:
+            campaigns = [
+                {
+                    "id": row.id,
+                    "revision": row.revision,
+                    "state": row.state,
+                    "killed": row.killed_at is not None,
+                    "seed": row.seed.hex(),
+                    "definition": row.definition,
+                }
+                for row in connection.execute(queries.catalogue_rows())
+            ]
+            keys = [
+                {
+                    "public_id": row.public_id,
+                    "name": row.name,
+                    "secret_sha256": row.secret_sha256.hex(),
+                    "scopes": row.scopes,
+                }
+                for row in connection.execute(queries.live_keys())
+            ]
+            snapshots = {
+                f"snapshot:{row.id}": row.version.to_bytes(8, "big") + row.state
+                for row in connection.execute(queries.newest_snapshots())
+            }
+            released: dict[int, int] = {
+                row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
+            }
+            customers = connection.execute(queries.customers_since(self._customers_since)).all()
+        catalogue = orjson.dumps({"campaigns": campaigns, "keys": keys})
+        values = {"catalogue": catalogue, **snapshots}
+        changed = {name: value for name, value in values.items() if self._spool.read(name) != value}
+        if changed:
+            self._spool.write(changed)
+        self._keep_customers(customers)
+        if released != self._released:
+            self._spool.release(released)
+            self._released = released
+
+    def _keep_customers(self, rows: Sequence[Row[Any]]) -> None:
+        """Keep attributes that are news; a minute is read twice, for overlapping writers."""
+        signature = (len(rows), rows[-1].updated_at) if rows else None
+        if signature is None or signature == self._customers_seen:
+            return
+        self._spool.store_customers(
+            [(bytes(row.unit), orjson.dumps(row.attributes)) for row in rows]
+        )
+        self._customers_seen, self._customers_since = signature, rows[-1].updated_at - OVERLAP
+
+    def _beat(self, *, database: bool) -> None:
+        """Leave word for the health page of how things stand."""
+        try:
+            beat = {"at": time.time(), "database": database, "shipped": self._shipped or 0}
+            self._spool.note("heartbeat", orjson.dumps(beat))
+        except SpoolError:
+            log.warning("heartbeat_not_written")

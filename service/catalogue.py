@@ -1,0 +1,144 @@
+"""What a serving process knows: campaigns with their snapshots, and API keys, in memory.
+
+It is read from the local file that the carrier keeps (see `service.carrier`), never from Postgres,
+so a process starts and serves when the database is away. A thread looks for a new generation every
+few milliseconds; readers always see one whole, immutable picture.
+"""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import orjson
+import structlog
+
+from service.snapshots import LiveCampaign
+from service.spool import Spool
+
+POLL_SECONDS = 0.02
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class KeyView:
+    """An API key as the hot path sees it."""
+
+    public_id: str
+    name: str
+    secret_sha256: bytes
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    generation: int = -1
+    versions: dict[str, int] = field(default_factory=dict)
+    campaigns: dict[str, LiveCampaign] = field(default_factory=dict)
+    keys: dict[str, KeyView] = field(default_factory=dict)
+    carried_at: float = 0.0
+
+
+class Catalogue:
+    """The newest picture of campaigns, snapshots and keys."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._picture = _Picture()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the carrier has ever brought a catalogue to this host."""
+        return "catalogue" in self._picture.versions
+
+    def campaign(self, key: str) -> LiveCampaign | None:
+        """Return a campaign by its key."""
+        return self._picture.campaigns.get(key)
+
+    def campaigns(self) -> list[LiveCampaign]:
+        """Return all campaigns."""
+        return list(self._picture.campaigns.values())
+
+    def api_key(self, public_id: str) -> KeyView | None:
+        """Return a live API key by its public id."""
+        return self._picture.keys.get(public_id)
+
+    def status(self) -> dict[str, object]:
+        """Return what the health page shows: how old is what we serve from."""
+        heartbeat = self._spool.read("heartbeat")
+        carried = orjson.loads(heartbeat) if heartbeat else {}
+        seen = carried.get("at")
+        return {
+            "loaded": self.loaded,
+            "campaigns": len(self._picture.campaigns),
+            "carrier_seconds_ago": None if seen is None else round(time.time() - seen, 1),
+            "database": bool(carried.get("database")) and time.time() - (seen or 0) < 10,
+            "unshipped": self._spool.last() - int(carried.get("shipped", 0)),
+            "rejected": self._spool.rejected(),
+        }
+
+    def start(self) -> None:
+        """Load what there is and follow it from now on."""
+        self.refresh()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="catalogue", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def refresh(self) -> None:
+        """Take the newest generation if there is one."""
+        generation = self._spool.generation()
+        if generation != self._picture.generation:
+            self._picture = self._load(generation)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            try:
+                self.refresh()
+            except Exception:
+                # The last good picture goes on serving; the next look may find a better one.
+                log.exception("catalogue_refresh_failed")
+                self._stop.wait(1.0)
+
+    def _load(self, generation: int) -> _Picture:
+        old, versions = self._picture, self._spool.versions()
+        document = orjson.loads(self._spool.read("catalogue") or b'{"campaigns":[],"keys":[]}')
+        same_catalogue = versions.get("catalogue") == old.versions.get("catalogue")
+        by_id = {campaign.id: campaign for campaign in old.campaigns.values()}
+        campaigns: dict[str, LiveCampaign] = {}
+        for row in document["campaigns"]:
+            name = f"snapshot:{row['id']}"
+            known = by_id.get(row["id"])
+            if known and same_catalogue and versions.get(name) == old.versions.get(name):
+                live: LiveCampaign | None = known
+            else:
+                live = self._load_campaign(row, name) or known
+            if live is not None:
+                campaigns[row["definition"]["key"]] = live
+        keys = {
+            row["public_id"]: KeyView(
+                row["public_id"],
+                row["name"],
+                bytes.fromhex(row["secret_sha256"]),
+                frozenset(row["scopes"]),
+            )
+            for row in document["keys"]
+        }
+        return _Picture(generation, versions, campaigns, keys)
+
+    def _load_campaign(self, row: dict[str, object], name: str) -> LiveCampaign | None:
+        stored = self._spool.read(name)
+        version, state = int.from_bytes(stored[:8], "big"), stored[8:]
+        try:
+            return LiveCampaign.load(row, state, version)
+        except ValueError:
+            # One campaign that this code cannot read must not take the others down.
+            log.exception("campaign_not_loaded", campaign=row["id"])
+            return None

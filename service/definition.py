@@ -1,0 +1,495 @@
+"""A campaign's definition: the one document that API, console, database and replay share.
+
+Everything here is a plain value, validated on the way in; a message always names the field and
+what would be right instead. `Offer` is the typed discount with its cost model.
+"""
+
+import datetime as dt
+import re
+import zoneinfo
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from bandits import policies
+from bandits.types import Policy
+from service.models import KEY_PATTERN
+
+MAX_MINOR = 1_000_000_000
+EVERYONE = "everyone"
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
+
+
+def _printable(value: str) -> str:
+    if any(ord(character) < 32 and character not in "\t\n\r" for character in value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+def _currency(value: str) -> str:
+    if not (len(value) == 3 and value.isascii() and value.isalpha() and value.isupper()):
+        raise ValueError("must be a three-letter ISO 4217 code such as EUR")
+    return value
+
+
+def _zone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        raise ValueError("must be an IANA time zone such as Europe/Madrid") from None
+    return value
+
+
+def _moment(value: Any) -> Any:
+    """Accept RFC 3339 text and datetimes only: numbers would be read as epoch seconds."""
+    if isinstance(value, dt.datetime):
+        return value
+    if isinstance(value, str) and _RFC_3339.match(value):
+        try:
+            return dt.datetime.fromisoformat(value.upper())
+        except ValueError:
+            pass
+    raise ValueError("must be an RFC 3339 time such as 2026-12-01T09:00:00Z")
+
+
+def _aware(value: dt.datetime) -> dt.datetime:
+    if value.tzinfo is None:
+        raise ValueError("must name its UTC offset, for example 2026-12-01T09:00:00Z")
+    if not 1970 <= value.year <= 9000:
+        raise ValueError("must lie between the years 1970 and 9000")
+    return value.astimezone(dt.UTC)
+
+
+Key = Annotated[str, Field(pattern=KEY_PATTERN, max_length=64)]
+Label = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_printable)]
+Prose = Annotated[str, Field(max_length=4000), AfterValidator(_printable)]
+Short = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+Minor = Annotated[int, Field(ge=0, le=MAX_MINOR)]
+PositiveMinor = Annotated[int, Field(gt=0, le=MAX_MINOR)]
+Percent = Annotated[float, Field(gt=0, le=100)]
+Currency = Annotated[str, AfterValidator(_currency)]
+Zone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
+Moment = Annotated[dt.datetime, BeforeValidator(_moment), AfterValidator(_aware)]
+Scalar = (
+    Annotated[bool, Field(strict=True)]
+    | Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+    | Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-(2**53), le=2**53)]
+    | Annotated[str, Field(strict=True, max_length=500), AfterValidator(_printable)]
+)
+Attributes = Annotated[dict[Short, Scalar], Field(max_length=64)]
+
+
+class Document(BaseModel):
+    """The base of every request, reply and stored document: strict, closed, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def money(minor: int, currency: str) -> str:
+    """Return an amount in words.
+
+    >>> money(1250, "EUR")
+    '12.50 EUR'
+    """
+    return f"{minor / 100:,.2f} {currency}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:g} %"
+
+
+class NoOffer(Document):
+    """No discount: the zero arm, which tells what would have been bought anyway."""
+
+    kind: Literal["none"] = "none"
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        return 0
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return 0
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        return "No discount"
+
+
+class PercentageOffer(Document):
+    """A percentage off the basket, with an optional ceiling."""
+
+    kind: Literal["percentage"] = "percentage"
+    percent: Percent
+    max_discount_minor: PositiveMinor | None = None
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        discount = round(basket_minor * self.percent / 100)
+        return (
+            discount if self.max_discount_minor is None else min(discount, self.max_discount_minor)
+        )
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return self.max_discount_minor
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        if self.max_discount_minor is None:
+            return f"{_percent(self.percent)} off"
+        return f"{_percent(self.percent)} off, at most {money(self.max_discount_minor, currency)}"
+
+
+class AmountOffer(Document):
+    """A fixed amount off the basket, never more than the basket."""
+
+    kind: Literal["amount"] = "amount"
+    amount_minor: PositiveMinor
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        return min(self.amount_minor, basket_minor)
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return self.amount_minor
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        return f"{money(self.amount_minor, currency)} off"
+
+
+class SpendThresholdOffer(Document):
+    """Spend X, get Y off."""
+
+    kind: Literal["spend_threshold"] = "spend_threshold"
+    threshold_minor: PositiveMinor
+    amount_minor: PositiveMinor
+
+    @model_validator(mode="after")
+    def _below_threshold(self) -> Self:
+        if self.amount_minor > self.threshold_minor:
+            raise ValueError("amount_minor must not exceed threshold_minor")
+        return self
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        return self.amount_minor if basket_minor >= self.threshold_minor else 0
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return self.amount_minor
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        spend, off = money(self.threshold_minor, currency), money(self.amount_minor, currency)
+        return f"Spend {spend}, get {off} off"
+
+
+class Tier(Document):
+    """One step of a tiered offer."""
+
+    threshold_minor: Minor
+    percent: Percent
+
+
+class TieredOffer(Document):
+    """The more is spent, the deeper the percentage: the highest tier reached applies."""
+
+    kind: Literal["tiered"] = "tiered"
+    tiers: Annotated[tuple[Tier, ...], Field(min_length=1, max_length=10)]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        steps = [tier.threshold_minor for tier in self.tiers]
+        if steps != sorted(set(steps)):
+            raise ValueError("tiers must have strictly ascending threshold_minor")
+        return self
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        reached = [tier for tier in self.tiers if basket_minor >= tier.threshold_minor]
+        return round(basket_minor * reached[-1].percent / 100) if reached else 0
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return None
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        steps = (
+            f"{_percent(tier.percent)} from {money(tier.threshold_minor, currency)}"
+            for tier in self.tiers
+        )
+        return "; ".join(steps)
+
+
+class GiftOffer(Document):
+    """A gift with the purchase, at its cost to the shop."""
+
+    kind: Literal["gift"] = "gift"
+    gift: Label
+    cost_minor: Minor
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        return self.cost_minor
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return self.cost_minor
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        return f"Gift: {self.gift}"
+
+
+class FreeShippingOffer(Document):
+    """Free shipping, at what the shop pays for it."""
+
+    kind: Literal["free_shipping"] = "free_shipping"
+    cost_minor: Minor
+    threshold_minor: Minor = 0
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        return self.cost_minor if basket_minor >= self.threshold_minor else 0
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return self.cost_minor
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        if self.threshold_minor == 0:
+            return "Free shipping"
+        return f"Free shipping from {money(self.threshold_minor, currency)}"
+
+
+Offer = Annotated[
+    NoOffer
+    | PercentageOffer
+    | AmountOffer
+    | SpendThresholdOffer
+    | TieredOffer
+    | GiftOffer
+    | FreeShippingOffer,
+    Field(discriminator="kind"),
+]
+
+
+class Arm(Document):
+    """One choice of a campaign."""
+
+    key: Key
+    name: Label
+    offer: Offer
+    enabled: bool = True
+    cap: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="The largest probability this arm may be served with."
+    )
+
+
+class ArmOverride(Document):
+    """What a segment changes about an arm."""
+
+    exclude: bool = False
+    offer: Offer | None = None
+
+
+class Rule(Document):
+    """One condition on a unit's attributes, such as ``recency_days <= 14``."""
+
+    attribute: Short
+    op: Literal["==", "!=", "<", "<=", ">", ">=", "in", "exists"]
+    value: Scalar | Annotated[tuple[Scalar, ...], Field(max_length=100)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.op == "in" and not isinstance(self.value, tuple):
+            raise ValueError('value must be a list when op is "in"')
+        if self.op == "exists" and not isinstance(self.value, bool):
+            raise ValueError('value must be true or false when op is "exists"')
+        if self.op in ("<", "<=", ">", ">="):
+            if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+                raise ValueError(f"value must be a number when op is {self.op}")
+        elif self.op in ("==", "!=") and (self.value is None or isinstance(self.value, tuple)):
+            raise ValueError(f"value must be one text, number or true/false when op is {self.op}")
+        return self
+
+
+class Segment(Document):
+    """A group of units by rule: all rules must hold; the first segment that fits is taken."""
+
+    key: Key
+    name: Label
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, max_length=20)]
+    arms: dict[Key, ArmOverride] = {}
+
+
+class PolicyChoice(Document):
+    """Which policy chooses, with its options."""
+
+    name: Key
+    options: dict[Key, float | int | str | bool | list[float]] = {}
+
+
+DAY = 86_400
+POLICY_FOR = {
+    "profit": "thompson_profit",
+    "revenue": "thompson_gaussian",
+    "conversion": "thompson_beta",
+}
+
+
+class CampaignDefinition(Document):
+    """Everything a marketer decides about a campaign."""
+
+    key: Key
+    name: Label
+    description: Prose = ""
+    currency: Currency = "USD"
+    zone: Zone = "UTC"
+    starts_at: Moment | None = None
+    ends_at: Moment | None = None
+    arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=50)]
+    default_arm: Key
+    segments: Annotated[tuple[Segment, ...], Field(max_length=200)] = ()
+    objective: Literal["conversion", "revenue", "profit"] = "profit"
+    policy: PolicyChoice = Field(
+        default_factory=lambda chosen: PolicyChoice(name=POLICY_FOR[chosen["objective"]]),
+        description="Thompson sampling that fits the objective, unless another policy is named.",
+    )
+    floor: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.01, description="The least probability every eligible arm keeps."
+    )
+    holdout: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        0.05, description="The share of units that always get the default arm, for comparison."
+    )
+    attribution_seconds: Annotated[int, Field(ge=1, le=400 * DAY)] = 7 * DAY
+    offer_seconds: Annotated[int, Field(ge=1, le=400 * DAY)] = DAY
+    sticky_seconds: Annotated[int, Field(ge=0, le=400 * DAY)] = Field(
+        0, description="How long a unit keeps its arm; 0 draws afresh for every decision."
+    )
+    margin_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.4, description="Margin as a share of revenue before discount, where none is reported."
+    )
+    basket_minor: PositiveMinor = Field(
+        3000, description="A typical basket, used until purchases tell the real one."
+    )
+    contact_cost_minor: Minor = 0
+    budget_minor: PositiveMinor | None = Field(
+        None, description="The most that may be given away in discounts."
+    )
+
+    @field_validator("segments")
+    @classmethod
+    def _segment_keys(cls, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        keys = [segment.key for segment in segments]
+        if len(set(keys)) < len(keys):
+            raise ValueError("segment keys must differ")
+        if EVERYONE in keys:
+            raise ValueError(f'"{EVERYONE}" names the segment of all others; choose another key')
+        return segments
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        keys = [arm.key for arm in self.arms]
+        if len(set(keys)) < len(keys):
+            raise ValueError("arms: keys must differ")
+        if self.default_arm not in keys:
+            raise ValueError(f"default_arm: must be one of the arms: {', '.join(keys)}")
+        for segment in self.segments:
+            for key in segment.arms:
+                if key not in keys:
+                    raise ValueError(f"segments: {segment.key} overrides an unknown arm {key}")
+        if self.floor * len(keys) > 1:
+            raise ValueError(f"floor: {len(keys)} arms leave at most {1 / len(keys):.4f} each")
+        if any(arm.cap is not None and arm.cap < self.floor for arm in self.arms):
+            raise ValueError("arms: a cap must not lie below the floor")
+        self._limit_offers()
+        if self.starts_at and self.ends_at and self.ends_at <= self.starts_at:
+            raise ValueError("ends_at: must come after starts_at")
+        try:
+            self.build_policy()
+        except ValueError as error:
+            raise ValueError(f"policy: {error}") from None
+        return self
+
+    def _limit_offers(self) -> None:
+        """Make sure that a budget can be kept: every offer has a ceiling, the default is free."""
+        if self.budget_minor is None:
+            return
+        for segment in range(len(self.segment_keys)):
+            if self.offer(segment, self.default_index).worst_minor() != 0:
+                raise ValueError("default_arm: must cost nothing, because a budget is set")
+            for place, arm in enumerate(self.arms):
+                if self.offer(segment, place).worst_minor() is None:
+                    raise ValueError(
+                        f"arms: {arm.key} needs max_discount_minor, because a budget is set"
+                        " (tiered offers have none: use spend_threshold)"
+                    )
+
+    @cached_property
+    def arm_index(self) -> dict[str, int]:
+        """The place of every arm, by key."""
+        return {arm.key: index for index, arm in enumerate(self.arms)}
+
+    @cached_property
+    def segment_keys(self) -> tuple[str, ...]:
+        """The keys of all segments in order; ``everyone`` is always the last."""
+        return (*(segment.key for segment in self.segments), EVERYONE)
+
+    @property
+    def default_index(self) -> int:
+        """The place of the default arm."""
+        return self.arm_index[self.default_arm]
+
+    def offer(self, segment: int, arm: int) -> Offer:
+        """Return the offer of an arm in a segment, by their places."""
+        chosen = self.arms[arm]
+        if segment < len(self.segments):
+            override = self.segments[segment].arms.get(chosen.key)
+            if override is not None and override.offer is not None:
+                return override.offer
+        return chosen.offer
+
+    def profit_of_sale(self, segment: int, arm: int, basket_minor: int) -> int:
+        """Return margin less discount of one sale at this list value, in minor units."""
+        return round(basket_minor * self.margin_rate) - self.offer(segment, arm).discount_minor(
+            basket_minor
+        )
+
+    def build_policy(self, backend: Literal["numpy", "jax"] = "numpy") -> Policy:
+        """Return the policy that this definition names, for its arms and segments."""
+        options: dict[str, Any] = dict(self.policy.options)
+        shape = range(len(self.segment_keys)), range(len(self.arms))
+        if self.policy.name == "thompson_profit":
+            if self.objective != "profit":
+                raise ValueError("thompson_profit learns profit; set objective to profit")
+            options.setdefault(
+                "value",
+                [
+                    [self.profit_of_sale(s, a, self.basket_minor) for a in shape[1]]
+                    for s in shape[0]
+                ],
+            )
+        if self.policy.name == "thompson_beta" and self.objective != "conversion":
+            raise ValueError("thompson_beta learns conversions; set objective to conversion")
+        return policies.make(
+            self.policy.name,
+            arms=len(shape[1]),
+            segments=len(shape[0]),
+            backend=backend,
+            **options,
+        )

@@ -1,0 +1,230 @@
+"""The decision log as people read it: pages of it, and why one decision fell as it did.
+
+API and console share these functions. Pages run backwards in time by ``position`` (a keyset), so a
+page stays the same however many decisions arrive meanwhile.
+"""
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.definition import CampaignDefinition
+from service.errors import FieldError, Invalid, UnknownDecision
+from service.models import (
+    AuditEntry,
+    Campaign,
+    CampaignRevision,
+    Decision,
+    Outcome,
+    Reward,
+    Snapshot,
+)
+
+REASONS = {
+    "policy": "The policy drew this arm.",
+    "sticky": "The unit keeps the arm that was drawn for it before.",
+    "holdout": "The unit belongs to the holdout, which always gets the default arm.",
+    "draft": "The campaign was a draft, so everyone got the default arm.",
+    "scheduled": "The campaign had not begun, so everyone got the default arm.",
+    "paused": "The campaign was paused, so everyone got the default arm.",
+    "ended": "The campaign had ended, so everyone got the default arm.",
+    "killed": "The campaign was killed, so everyone got the default arm.",
+    "no_eligible_arm": "No arm was eligible, so the unit got the default arm.",
+    "unavailable": "The decision could not be kept, so the unit got the default arm.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which decisions of a campaign are wanted; ``None`` wants all.
+
+    arm, segment: keys. reason: one of `REASONS`. unit: a pseudonym.
+    """
+
+    arm: str | None = None
+    segment: str | None = None
+    reason: str | None = None
+    unit: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells this selection from others, for cursors."""
+        return repr((self.arm, self.segment, self.reason, self.unit))
+
+
+def decisions(
+    session: Session,
+    campaign: Campaign,
+    filters: Filters,
+    *,
+    before: int | None = None,
+    limit: int = 100,
+) -> Sequence[Decision]:
+    """Return decisions of a campaign, newest first, older than position ``before``.
+
+    Raises:
+        Invalid: the campaign has no such arm or segment.
+    """
+    plan = CampaignDefinition.model_validate(campaign.definition)
+    query = select(Decision).where(Decision.campaign_id == campaign.id)
+    if filters.arm is not None:
+        query = query.where(Decision.arm == _place("arm", filters.arm, list(plan.arm_index)))
+    if filters.segment is not None:
+        place = _place("segment", filters.segment, plan.segment_keys)
+        query = query.where(Decision.segment == place)
+    if filters.reason is not None:
+        query = query.where(Decision.reason == filters.reason)
+    if filters.unit is not None:
+        query = query.where(Decision.unit == filters.unit)
+    if before is not None:
+        query = query.where(Decision.position < before)
+    return session.scalars(query.order_by(Decision.position.desc()).limit(limit)).all()
+
+
+def _place(field: str, key: str, keys: Sequence[str]) -> int:
+    if key not in keys:
+        message = f"the campaign has no such {field}; it has {', '.join(keys)}"
+        raise Invalid(f"{field}: {message}", errors=[FieldError(field, message)])
+    return keys.index(key)
+
+
+@dataclass(frozen=True)
+class ArmChance:
+    """One arm in one decision: its probability, or why it could not be served."""
+
+    key: str
+    name: str
+    probability: float
+    eligible: bool
+    masked: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that is known about one decision."""
+
+    decision: Decision
+    campaign: Campaign
+    definition: CampaignDefinition
+    because: str
+    arms: tuple[ArmChance, ...]
+    outcomes: tuple[Outcome, ...]
+    reward: Reward | None
+    snapshot: Snapshot | None
+
+
+def explain(session: Session, decision_id: uuid.UUID) -> Explanation:
+    """Return why a decision fell as it did and what came of it; raises `UnknownDecision`."""
+    decision = session.scalar(select(Decision).where(Decision.id == decision_id))
+    if decision is None:
+        raise UnknownDecision(decision_id)
+    campaign = session.get_one(Campaign, decision.campaign_id)
+    plan = definition_at(session, campaign, decision.revision)
+    outcomes = session.scalars(
+        select(Outcome).where(Outcome.decision_id == decision.id).order_by(Outcome.position)
+    ).all()
+    return Explanation(
+        decision=decision,
+        campaign=campaign,
+        definition=plan,
+        because=because(decision, plan),
+        arms=chances(decision, plan),
+        outcomes=tuple(outcomes),
+        reward=session.get(Reward, decision.id),
+        snapshot=session.get(Snapshot, (decision.campaign_id, decision.snapshot)),
+    )
+
+
+def definition_at(session: Session, campaign: Campaign, revision: int) -> CampaignDefinition:
+    """Return a campaign's definition as it was at a revision."""
+    kept = session.get(CampaignRevision, (campaign.id, revision))
+    return CampaignDefinition.model_validate((kept or campaign).definition)
+
+
+def chances(decision: Decision, plan: CampaignDefinition) -> tuple[ArmChance, ...]:
+    """Return every arm with the probability that this decision gave it."""
+    reasons: dict[str, Any] = decision.why.get("masked", {})
+    return tuple(
+        ArmChance(
+            key=arm.key,
+            name=arm.name,
+            probability=decision.simplex[place],
+            eligible=bool(decision.mask >> place & 1),
+            masked=reasons.get(arm.key),
+        )
+        for place, arm in enumerate(plan.arms)
+    )
+
+
+def because(decision: Decision, plan: CampaignDefinition) -> str:
+    """Return in a sentence or two why this arm was served."""
+    said = REASONS.get(decision.reason, "")
+    if decision.reason not in ("policy", "sticky"):
+        return said
+    eligible = decision.mask.bit_count()
+    segment = plan.segment_keys[decision.segment]
+    return (
+        f"{said} In the segment {segment} it had a chance of {decision.propensity:.2%} among"
+        f" {eligible} eligible arm{'' if eligible == 1 else 's'}, by what had been learnt in"
+        f" snapshot {decision.snapshot}."
+    )
+
+
+def revisions(
+    session: Session, campaign: Campaign, *, before: int | None = None, limit: int = 100
+) -> Sequence[CampaignRevision]:
+    """Return a campaign's revisions, newest first."""
+    query = select(CampaignRevision).where(CampaignRevision.campaign_id == campaign.id)
+    if before is not None:
+        query = query.where(CampaignRevision.revision < before)
+    return session.scalars(query.order_by(CampaignRevision.revision.desc()).limit(limit)).all()
+
+
+def snapshots(
+    session: Session, campaign: Campaign, *, before: int | None = None, limit: int = 100
+) -> Sequence[Snapshot]:
+    """Return a campaign's snapshots, newest first."""
+    query = select(Snapshot).where(Snapshot.campaign_id == campaign.id)
+    if before is not None:
+        query = query.where(Snapshot.version < before)
+    return session.scalars(query.order_by(Snapshot.version.desc()).limit(limit)).all()
+
+
+def audit_log(
+    session: Session,
+    *,
+    subject: str | None = None,
+    actor: str | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> Sequence[AuditEntry]:
+    """Return deeds, newest first, of one subject or actor if given."""
+    query = select(AuditEntry)
+    if subject is not None:
+        query = query.where(AuditEntry.subject == subject)
+    if actor is not None:
+        query = query.where(AuditEntry.actor == actor)
+    if before is not None:
+        query = query.where(AuditEntry.id < before)
+    return session.scalars(query.order_by(AuditEntry.id.desc()).limit(limit)).all()
+
+
+def campaigns(
+    session: Session, *, before: int | None = None, limit: int = 100
+) -> Sequence[Campaign]:
+    """Return campaigns, newest first."""
+    query = select(Campaign)
+    if before is not None:
+        query = query.where(Campaign.id < before)
+    return session.scalars(query.order_by(Campaign.id.desc()).limit(limit)).all()
+
+
+def outcomes_until(explanation: Explanation) -> dt.datetime:
+    """Return when the attribution window of a decision closes."""
+    window = dt.timedelta(seconds=explanation.definition.attribution_seconds)
+    return explanation.decision.decided_at + window

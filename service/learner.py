@@ -1,0 +1,436 @@
+"""The learner: it turns the log into snapshots, exactly once. This is how a reward comes back.
+
+    outcomes in Postgres → decisions they touch → what each is worth now, less what it was credited
+    with before → signed integer contributions → new snapshot, with its place in the log
+
+One transaction per campaign does all of it, under an advisory lock: several learners may run, one
+works per campaign, and a crash anywhere leaves the last snapshot and the place it had learnt
+through. The state is a pure function of the log up to (decision_position, outcome_position):
+`rebuild` computes it from nothing, and the digests must agree.
+
+The arithmetic runs in JAX, on whatever device it finds; the sums are int64, so they are the same
+on every device and in every order.
+"""
+
+import datetime as dt
+import functools
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from bandits import ledger, simplex
+from bandits.types import ArmSums, Batch, Contexts
+from service import queries
+from service.decide import RANDOMISED
+from service.definition import CampaignDefinition
+from service.eligibility import state_at
+from service.models import AuditEntry, Budget, Campaign, Reward, Snapshot
+from service.outcomes import Credit, Event, credit, reward
+from service.queries import Log
+from service.snapshots import LiveCampaign
+
+CHUNK = 20_000
+SIZES = (256, 2048, CHUNK)
+IDLE_SECONDS = 0.5
+KEEP_SECONDS = 1.0
+SETTLE_GRACE = dt.timedelta(minutes=10)
+Backend = Literal["numpy", "jax"]
+log = structlog.get_logger()
+
+
+class Place(NamedTuple):
+    """How far in the log a state has learnt."""
+
+    decision: int
+    outcome: int
+
+
+class Learnt(NamedTuple):
+    """One step of the learner: the new snapshot and how much went into it."""
+
+    version: int
+    digest: str
+    decisions: int
+    outcomes: int
+    place: Place
+
+
+class NotPublished(Exception):
+    """The new state would serve something that is not a simplex; the last good one stays."""
+
+
+def learn(engine: Engine, campaign_id: int, *, backend: Backend = "jax") -> Learnt | None:
+    """Learn the next part of a campaign's log; ``None`` when there is nothing or another is at it.
+
+    Raises:
+        NotPublished: the new state is unusable; nothing was changed.
+    """
+    repeatable = engine.execution_options(isolation_level="REPEATABLE READ")
+    with repeatable.begin() as connection:
+        if not connection.scalar(queries.TRY_LOCK, {"id": campaign_id}):
+            return None
+        return _learn(connection, campaign_id, backend)
+
+
+def rebuild(
+    connection: Connection, campaign_id: int, place: Place, *, backend: Backend = "numpy"
+) -> ArmSums:
+    """Return the state that the log up to a place adds up to, from nothing."""
+    state = _live(connection, campaign_id).definition.build_policy().init()
+    last = 0
+    while True:
+        rows = connection.execute(
+            queries.decisions_after(campaign_id, last, place.decision, CHUNK)
+        ).all()
+        if not rows:
+            return state
+        last = rows[-1].position
+        credits = _credits(connection, rows, place.outcome)
+        state = _add(connection, campaign_id, state, rows, credits, sign=1, backend=backend)
+
+
+def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt | None:
+    live = _live(connection, campaign_id)
+    previous = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
+    seen = (
+        Place(0, 0)
+        if previous is None
+        else Place(previous.decision_position, previous.outcome_position)
+    )
+    fresh = connection.execute(
+        queries.decisions_after(campaign_id, seen.decision, None, CHUNK)
+    ).all()
+    events = connection.execute(queries.outcomes_after(campaign_id, seen.outcome, CHUNK)).all()
+    if not fresh and not events:
+        return None
+    place = Place(
+        fresh[-1].position if fresh else seen.decision,
+        events[-1].position if events else seen.outcome,
+    )
+    state = live.policy.init() if previous is None else ledger.from_bytes(previous.state)
+    touched = connection.execute(
+        queries.decisions_by_id([event.decision_id for event in events], seen.decision)
+    ).all()
+    state = _correct(connection, campaign_id, state, touched, place, backend)
+    credits = _credits(connection, fresh, place.outcome)
+    state = _add(connection, campaign_id, state, fresh, credits, sign=1, backend=backend)
+    _store(connection, campaign_id, fresh, credits)
+    version = 1 if previous is None else previous.version + 1
+    _check(live, state)
+    digest = _publish(connection, live, state, version, place, events)
+    return Learnt(version, digest, len(fresh), len(events), place)
+
+
+def _correct(
+    connection: Connection, campaign_id: int, state: ArmSums, touched: Log,
+    place: Place, backend: Backend,
+) -> ArmSums:  # fmt: skip
+    """Take back what touched decisions were credited with and add what they are worth now."""
+    if not touched:
+        return state
+    before = {
+        row.decision_id: Credit(
+            row.conversions, row.revenue_minor, row.discount_minor, row.profit_minor, row.late
+        )
+        for row in connection.execute(queries.rewards_of([row.id for row in touched]))
+    }
+    after = _credits(connection, touched, place.outcome)
+    changed = [
+        row for row in touched if after.get(row.id, Credit()) != before.get(row.id, Credit())
+    ]
+    state = _add(connection, campaign_id, state, changed, before, sign=-1, backend=backend)
+    state = _add(connection, campaign_id, state, changed, after, sign=1, backend=backend)
+    _store(connection, campaign_id, changed, after)
+    return state
+
+
+def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UUID, Credit]:
+    """Return what each decision with outcomes is worth at a place in the log."""
+    by_id = {row.id: row for row in decisions}
+    events: dict[uuid.UUID, list[Event]] = {}
+    for row in connection.execute(queries.outcomes_of(list(by_id), until)):
+        event = Event(row.kind, row.revenue_minor, row.margin_minor, row.occurred_at)
+        events.setdefault(row.decision_id, []).append(event)
+    credits = {}
+    for id, found in events.items():
+        decision = by_id[id]
+        definition = _definition(connection, decision.campaign_id, decision.revision)
+        credits[id] = credit(
+            definition,
+            segment=decision.segment,
+            arm=decision.arm,
+            decided_at=decision.decided_at,
+            events=found,
+        )
+    return credits
+
+
+def _add(
+    connection: Connection, campaign_id: int, state: ArmSums, decisions: Log,
+    credits: dict[uuid.UUID, Credit], *, sign: int, backend: Backend,
+) -> ArmSums:  # fmt: skip
+    """Add (or take back) decisions that were randomised, with what they earned."""
+    rows = [row for row in decisions if row.reason in RANDOMISED]
+    if not rows:
+        return state
+    definition = _definition(connection, campaign_id, rows[-1].revision)
+    earned = [credits.get(row.id, Credit()) for row in rows]
+    batch = Batch(
+        contexts=Contexts(
+            segment=np.array([row.segment for row in rows], dtype=np.int32),
+            features=np.zeros((len(rows), 0), dtype=np.int64),
+        ),
+        arm=np.array([row.arm for row in rows], dtype=np.int32),
+        simplex=np.array([row.simplex for row in rows], dtype=np.float64),
+        conversions=np.array([one.conversions for one in earned], dtype=np.int64),
+        reward=np.array([reward(definition.objective, one) for one in earned], dtype=np.int64),
+        sign=np.full(len(rows), sign, dtype=np.int64),
+    )
+    updated = _update(definition.model_dump_json(), backend)(state, _padded(batch))
+    return ArmSums(*(np.asarray(field, dtype=np.int64) for field in updated))
+
+
+def _padded(batch: Batch) -> Batch:
+    """Fill a batch up to one of a few sizes with rows of sign 0, which add nothing.
+
+    JAX compiles once for each size that it meets.
+    """
+    length = len(batch.arm)
+    size = next((size for size in SIZES if size >= length), length)
+
+    def fill(array: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([array, np.repeat(array[:1], size - length, axis=0)])
+
+    filled: Batch = Batch(Contexts(*map(fill, batch.contexts)), *map(fill, batch[1:]))
+    return filled._replace(sign=np.where(np.arange(size) < length, filled.sign, 0))
+
+
+def _blank(definition: CampaignDefinition) -> Batch:
+    """Return a batch of the smallest compiled size that adds nothing."""
+    arms = len(definition.arms)
+    one = np.zeros(1, dtype=np.int64)
+    contexts = Contexts(one.astype(np.int32), np.zeros((1, 0), dtype=np.int64))
+    equal = np.full((1, arms), 1 / arms)
+    return _padded(Batch(contexts, one.astype(np.int32), equal, one, one, one))
+
+
+def _store(
+    connection: Connection, campaign_id: int, decisions: Log,
+    credits: dict[uuid.UUID, Credit],
+) -> None:  # fmt: skip
+    """Keep what every decision with outcomes has been credited with."""
+    rows = [
+        {"decision_id": row.id, "campaign_id": campaign_id, **credits[row.id]._asdict()}
+        for row in decisions
+        if row.id in credits
+    ]
+    if rows:
+        statement = insert(Reward)
+        replaced = {name: statement.excluded[name] for name in Credit._fields}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["decision_id"], set_=replaced), rows
+        )
+
+
+def _check(live: LiveCampaign, state: ArmSums) -> None:
+    """Refuse a state from which any segment would be served something that is not a simplex."""
+    segments, arms = state.trials.shape
+    eligible = np.ones((segments, arms), dtype=bool)
+    contexts = Contexts(
+        segment=np.arange(segments, dtype=np.int32),
+        features=np.zeros((segments, 0), dtype=np.int64),
+    )
+    try:
+        simplex.check(live.policy.probabilities(state, contexts, eligible), eligible)
+    except (ValueError, ArithmeticError) as error:
+        raise NotPublished(f"campaign {live.definition.key}: {error}") from error
+
+
+def _publish(
+    connection: Connection, live: LiveCampaign, state: ArmSums, version: int, place: Place,
+    events: Log,
+) -> str:  # fmt: skip
+    digest = ledger.digest(state)
+    connection.execute(
+        insert(Snapshot).values(
+            campaign_id=live.id,
+            version=version,
+            revision=live.revision,
+            state=ledger.to_bytes(state),
+            digest=digest,
+            decision_position=place.decision,
+            outcome_position=place.outcome,
+            learnt_until=max((event.received_at for event in events), default=None),
+        )
+    )
+    connection.execute(select(func.pg_notify("barter", f"snapshot:{live.id}")))
+    return digest
+
+
+def _live(connection: Connection, campaign_id: int) -> LiveCampaign:
+    row = connection.execute(queries.campaign_row(campaign_id)).one()
+    return LiveCampaign(
+        id=row.id,
+        revision=row.revision,
+        state=row.state,
+        killed=row.killed_at is not None,
+        seed=row.seed,
+        definition=_definition(connection, row.id, row.revision),
+    )
+
+
+def _definition(connection: Connection, campaign_id: int, revision: int) -> CampaignDefinition:
+    """Return a revision's definition; revisions never change, so the connection keeps them."""
+    kept: dict[tuple[int, int], CampaignDefinition] = connection.info.setdefault("definitions", {})
+    key = (campaign_id, revision)
+    if key not in kept:
+        document = connection.scalar(queries.revision_definition(campaign_id, revision))
+        kept[key] = CampaignDefinition.model_validate(document)
+    return kept[key]
+
+
+@functools.lru_cache(maxsize=256)
+def _update(definition: str, backend: Backend) -> Callable[[ArmSums, Batch], ArmSums]:
+    """Return the update of a definition's policy, kept together with what was compiled for it."""
+    update = CampaignDefinition.model_validate_json(definition).build_policy(backend).update
+    if backend == "numpy":
+        return update
+    import jax
+
+    compiled: Callable[[ArmSums, Batch], ArmSums] = jax.jit(update)
+    return compiled
+
+
+def settle(engine: Engine, campaign_id: int, *, now: dt.datetime | None = None) -> int:
+    """Give back what expired offers had reserved of the budget and did not cost; return how much.
+
+    Decisions are settled in the order of the log, each once, a grace after its offer ended.
+    """
+    moment = (now or dt.datetime.now(dt.UTC)) - SETTLE_GRACE
+    with engine.begin() as connection:
+        if not connection.scalar(queries.TRY_LOCK, {"id": campaign_id}):
+            return 0
+        row = connection.execute(queries.budget_row(campaign_id)).one_or_none()
+        position, released = (0, 0) if row is None else row
+        before = released
+        for one in connection.execute(queries.reservations_after(campaign_id, position, CHUNK)):
+            if one.expires_at > moment:
+                break
+            position = one.position
+            released += max(0, one.reserved_minor - one.discount_minor)
+        statement = insert(Budget).values(
+            campaign_id=campaign_id, settled_position=position, released_minor=released
+        )
+        settled = {"settled_position": position, "released_minor": released}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["campaign_id"], set_=settled)
+        )
+        connection.execute(select(func.pg_notify("barter", "budgets")))
+    return int(released - before)
+
+
+class Learner:
+    """The process: it learns whatever campaigns have news, until it is told to stop."""
+
+    def __init__(self, engine: Engine, *, backend: Backend = "jax") -> None:
+        self._engine, self._backend = engine, backend
+        self._kept_at = -KEEP_SECONDS
+        self._warmed: set[tuple[int, int]] = set()
+        self.wake = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """Learn until stopped; trouble with one campaign or with Postgres never ends it."""
+        while not stop.is_set():
+            self.wake.clear()
+            try:
+                busy = self.step()
+            except Exception:
+                log.exception("learner_waits_for_database")
+                busy = False
+                stop.wait(1.0)
+            if not busy:
+                self.wake.wait(IDLE_SECONDS)
+
+    def _warm(self) -> None:
+        """Compile ahead for campaigns that run, so that their first reward does not wait for it."""
+        with self._engine.connect() as connection:
+            for row in connection.execute(queries.running_campaigns()):
+                if (row.id, row.revision) not in self._warmed:
+                    self._warmed.add((row.id, row.revision))
+                    definition = _definition(connection, row.id, row.revision)
+                    state, batch = definition.build_policy().init(), _blank(definition)
+                    _update(definition.model_dump_json(), self._backend)(state, batch)
+
+    def _keep(self) -> None:
+        """Do what the clock asks for: states that changed, offers that ended."""
+        self._warm()
+        keep_schedule(self._engine)
+        with self._engine.connect() as connection:
+            budgeted = set(connection.scalars(queries.campaigns_with_budget()))
+            # What has not been credited yet must not be given back: those come when all is learnt.
+            behind = set(connection.scalars(queries.campaigns_with_news())) if budgeted else set()
+        for campaign_id in sorted(budgeted - behind):
+            settle(self._engine, campaign_id)
+        self._kept_at = time.monotonic()
+
+    def step(self) -> bool:
+        """Learn one chunk of every campaign with news; tell whether anything was learnt."""
+        if time.monotonic() - self._kept_at > KEEP_SECONDS:
+            self._keep()
+        busy = False
+        with self._engine.connect() as connection:
+            waiting = connection.scalars(queries.campaigns_with_news()).all()
+        for campaign_id in waiting:
+            started = time.perf_counter()
+            try:
+                learnt = learn(self._engine, campaign_id, backend=self._backend)
+            except SQLAlchemyError:
+                raise
+            except Exception:
+                # One campaign's trouble leaves its last good snapshot serving and the others
+                # learning.
+                log.exception("snapshot_not_published", campaign=campaign_id)
+                continue
+            if learnt is not None:
+                busy = True
+                log.debug(
+                    "learnt", campaign=campaign_id, version=learnt.version,
+                    decisions=learnt.decisions, outcomes=learnt.outcomes,
+                    milliseconds=round(1000 * (time.perf_counter() - started), 1),
+                )  # fmt: skip
+        return busy
+
+
+def keep_schedule(engine: Engine, *, now: dt.datetime | None = None) -> int:
+    """Write down the states that the clock has brought about; serving has followed it already."""
+    moment = now or dt.datetime.now(dt.UTC)
+    changed = 0
+    with engine.begin() as connection:
+        for row in connection.execute(queries.scheduled_campaigns()):
+            definition = CampaignDefinition.model_validate(row.definition)
+            state = state_at(row.state, definition.starts_at, definition.ends_at, moment)
+            if state != row.state:
+                stamp = {"running": "started_at", "ended": "ended_at"}[state]
+                connection.execute(
+                    update(Campaign)
+                    .where(Campaign.id == row.id, Campaign.state == row.state)
+                    .values(state=state, **{stamp: moment})
+                )
+                connection.execute(
+                    insert(AuditEntry).values(
+                        actor="clock", action=f"campaign.{state}", subject=f"campaign:{row.key}"
+                    )
+                )
+                changed += 1
+        if changed:
+            connection.execute(select(func.pg_notify("barter", "campaigns")))
+    return changed

@@ -1,0 +1,98 @@
+"""What crosses the wire on the decision path: requests and replies of decisions and outcomes."""
+
+import datetime as dt
+import uuid
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from service.definition import MAX_MINOR, Attributes, Document, Key, Moment, Offer, Short
+
+MAX_LIST = 1000
+
+MAX_CAMPAIGN = 2**31 - 1
+
+
+def _ours(decision: uuid.UUID) -> uuid.UUID:
+    """Refuse ids that no Barter has made: they begin with a campaign's number (UUIDv8)."""
+    if decision.version != 8 or not 0 < decision.int >> 96 <= MAX_CAMPAIGN:
+        raise ValueError("is not the decision_id of a decision")
+    return decision
+
+
+DecisionId = Annotated[
+    uuid.UUID, AfterValidator(_ours), Field(description="The `decision_id` of the reply.")
+]
+EventId = Annotated[
+    Short, Field(description="Unique per event: a repeat is acknowledged, not counted.")
+]
+
+
+class DecisionRequest(Document):
+    """An app server asks which arm a unit gets."""
+
+    campaign: Key
+    unit: Short = Field(
+        description="Customer, device or session; stored only as a keyed pseudonym."
+    )
+    attributes: Attributes = Field(default={}, description="What segment rules may read.")
+    exclude_arms: Annotated[tuple[Key, ...], Field(max_length=50)] = Field(
+        default=(), description="Arms that must not be served now, for example out of stock."
+    )
+    request_id: Short | None = Field(
+        default=None, description="Repeating it returns the stored decision (idempotency)."
+    )
+
+
+class DecisionList(Document):
+    """Up to a thousand requests at once."""
+
+    decisions: Annotated[tuple[DecisionRequest, ...], Field(min_length=1, max_length=MAX_LIST)]
+
+
+class DecisionReply(Document):
+    """The arm to serve, the exact probability it was drawn with, and why."""
+
+    decision_id: uuid.UUID
+    campaign: str
+    arm: str
+    offer: Offer
+    propensity: float
+    reason: str
+    segment: str
+    snapshot: int
+    expires_at: dt.datetime
+
+
+class DecisionReplies(Document):
+    """Replies in the order of the requests."""
+
+    decisions: tuple[DecisionReply, ...]
+
+
+class OutcomeRequest(Document):
+    """An app server reports what the customer did."""
+
+    event_id: EventId
+    decision_id: DecisionId
+    kind: Literal["exposed", "clicked", "purchased", "returned"]
+    revenue_minor: Annotated[int, Field(strict=True, ge=0, le=MAX_MINOR)] = Field(
+        default=0, description="List value of the basket before the discount, in minor units."
+    )
+    margin_minor: Annotated[int, Field(strict=True, ge=-MAX_MINOR, le=MAX_MINOR)] | None = Field(
+        default=None, description="Margin before the discount; the campaign's rate where absent."
+    )
+    occurred_at: Moment | None = Field(default=None, description="When; now where absent.")
+
+
+class OutcomeList(Document):
+    """Up to a thousand events at once."""
+
+    outcomes: Annotated[tuple[OutcomeRequest, ...], Field(min_length=1, max_length=MAX_LIST)]
+
+
+class OutcomeReceipt(Document):
+    """How many events are now on disk, and how many of them were known already."""
+
+    accepted: int
+    duplicates: int

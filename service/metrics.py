@@ -1,0 +1,60 @@
+"""What Prometheus reads at ``/metrics``.
+
+Several web processes serve one host. They share their counts through the folder that the
+environment variable ``PROMETHEUS_MULTIPROC_DIR`` names: the supervisor makes it, empty, before it
+starts them; then any process answers with the sum over all. Without it a process answers for
+itself, which is right where there is only one.
+"""
+
+import os
+from collections import Counter as Tally
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.messages import DecisionReply, OutcomeReceipt
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+REGISTRY = CollectorRegistry()
+DECISIONS = Counter(
+    "bandit_decisions",
+    "Decisions that were answered, by campaign, arm and reason.",
+    ["campaign", "arm", "reason"],
+    registry=REGISTRY,
+)
+OUTCOMES = Counter(
+    "bandit_outcomes",
+    "Outcome events that were taken, by whether they were new.",
+    ["result"],
+    registry=REGISTRY,
+)
+SECONDS = Histogram(
+    "bandit_request_seconds",
+    "Time from a request's arrival to its reply, by operation and status.",
+    ["operation", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 3.0),
+    registry=REGISTRY,
+)
+
+
+def count_decisions(replies: Iterable[DecisionReply]) -> None:
+    """Count decisions that were answered."""
+    tally = Tally((reply.campaign, reply.arm, reply.reason) for reply in replies)
+    for labels, number in tally.items():
+        DECISIONS.labels(*labels).inc(number)
+
+
+def count_outcomes(receipt: OutcomeReceipt) -> None:
+    """Count outcome events that were taken."""
+    OUTCOMES.labels("accepted").inc(receipt.accepted)
+    OUTCOMES.labels("duplicate").inc(receipt.duplicates)
+
+
+def exposition() -> bytes:
+    """Return all figures in Prometheus' text format."""
+    if FOLDER_VARIABLE not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

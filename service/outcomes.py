@@ -1,0 +1,121 @@
+"""An outcome, from request to receipt, and what outcomes are worth.
+
+`record` keeps events durably in the local log; it neither knows nor asks whether the decision is
+in Postgres yet. `credit` is the arithmetic that the learner applies to all outcomes of a decision:
+it starts from all of them every time, so late, repeated, refunded or reordered events lead to the
+same sums.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import orjson
+
+from service.decide import campaign_number
+from service.definition import MAX_MINOR, CampaignDefinition
+from service.errors import Unavailable
+from service.messages import OutcomeReceipt, OutcomeRequest
+from service.runtime import Runtime
+from service.spool import OUTCOME, Entry, SpoolError
+
+MAX_LATE = 32_767
+
+
+class Event(NamedTuple):
+    """One stored outcome, as `credit` needs it."""
+
+    kind: Literal["exposed", "clicked", "purchased", "returned"]
+    revenue_minor: int
+    margin_minor: int | None
+    occurred_at: dt.datetime
+
+
+class Credit(NamedTuple):
+    """What one decision's outcomes add up to; amounts in minor units."""
+
+    conversions: int = 0
+    revenue_minor: int = 0
+    discount_minor: int = 0
+    profit_minor: int = 0
+    late: int = 0
+
+
+def record(
+    runtime: Runtime, events: Sequence[OutcomeRequest], *, now: dt.datetime | None = None
+) -> OutcomeReceipt:
+    """Keep events on disk and tell how many were known already.
+
+    Raises:
+        Unavailable: the local log refused; nothing was kept, and the caller should try again.
+    """
+    received = now or dt.datetime.now(dt.UTC)
+    try:
+        stored = runtime.spool.append([_entry(event, received) for event in events])
+    except SpoolError as error:
+        raise Unavailable("Outcomes cannot be kept at the moment; send them again.") from error
+    duplicates = sum(result.known is not None for result in stored)
+    return OutcomeReceipt(accepted=len(events) - duplicates, duplicates=duplicates)
+
+
+def _entry(event: OutcomeRequest, received: dt.datetime) -> Entry:
+    row = {
+        "event_id": event.event_id,
+        "campaign_id": campaign_number(event.decision_id),
+        "decision_id": event.decision_id,
+        "kind": event.kind,
+        "revenue_minor": event.revenue_minor,
+        "margin_minor": event.margin_minor,
+        "occurred_at": event.occurred_at or received,
+        "received_at": received,
+    }
+    return Entry(OUTCOME, event.event_id.encode(), orjson.dumps(row))
+
+
+def credit(
+    definition: CampaignDefinition,
+    *,
+    segment: int,
+    arm: int,
+    decided_at: dt.datetime,
+    events: Iterable[Event],
+) -> Credit:
+    """Return what a decision earned: purchases less discount, less what was returned.
+
+    Events after the attribution window are counted as late and earn nothing. A purchase after the
+    offer's expiry earns its full margin: the discount was no longer given.
+    """
+    offer = definition.offer(segment, arm)
+    window_ends = decided_at + dt.timedelta(seconds=definition.attribution_seconds)
+    offer_ends = decided_at + dt.timedelta(seconds=definition.offer_seconds)
+    found = list(events)
+    bought = [one for one in found if one.kind == "purchased" and one.occurred_at <= window_ends]
+    late = sum(one.kind == "purchased" for one in found) - len(bought)
+    if not bought:
+        return Credit(late=min(late, MAX_LATE))
+    returned = [one for one in found if one.kind == "returned"]
+    revenue = sum(one.revenue_minor for one in bought) - sum(one.revenue_minor for one in returned)
+    margin = sum(_margin(definition, one) for one in bought)
+    margin -= sum(_margin(definition, one) for one in returned)
+    discount = sum(
+        offer.discount_minor(one.revenue_minor) for one in bought if one.occurred_at <= offer_ends
+    )
+    discount -= min(discount, sum(offer.discount_minor(one.revenue_minor) for one in returned))
+    kept = not returned or revenue > 0
+    return Credit(int(kept), revenue, discount, margin - discount, min(late, MAX_LATE))
+
+
+def _margin(definition: CampaignDefinition, event: Event) -> int:
+    if event.margin_minor is not None:
+        return event.margin_minor
+    return round(event.revenue_minor * definition.margin_rate)
+
+
+def reward(objective: str, credit: Credit) -> int:
+    """Return the reward of a decision in the integer units of its campaign's objective."""
+    amounts = {
+        "conversion": credit.conversions,
+        "revenue": credit.revenue_minor,
+        "profit": credit.profit_minor,
+    }
+    return max(-MAX_MINOR, min(MAX_MINOR, amounts[objective]))

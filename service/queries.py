@@ -1,0 +1,284 @@
+"""The queries of the log, each named and described, in one place.
+
+Every one walks an index from a remembered position; none scans history.
+"""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Row,
+    Select,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.orm import aliased
+
+from service.models import (
+    ApiKey,
+    Budget,
+    Campaign,
+    CampaignRevision,
+    Customer,
+    Decision,
+    Outcome,
+    Reward,
+    Snapshot,
+)
+
+Query = Select[*tuple[Any, ...]]
+Log = Sequence[Row[*tuple[Any, ...]]]
+"""Rows of the log, with the columns that the query of that name selects."""
+
+TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(7310013, :id)")
+"""Take a learner's lock on one campaign until the end of the transaction, if it is free."""
+
+LOCK_LOG = text("SELECT pg_advisory_xact_lock(7310014)")
+"""Be the only one who appends to the log, so that positions become visible in their order."""
+
+SHIPPED = text(
+    "INSERT INTO spools (id, shipped) VALUES (:id, 0)"
+    " ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING shipped"
+)
+"""How far a local log has been carried; a new one starts at 0."""
+
+SET_SHIPPED = text("UPDATE spools SET shipped = :shipped, updated_at = now() WHERE id = :id")
+"""Advance the watermark, in the transaction that carries the entries."""
+
+INSERT_DECISIONS = text(
+    """
+    INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
+        propensity, reason, origin, why, reserved_minor, decided_at, expires_at)
+    SELECT d.id, d.campaign_id, d.revision, d.snapshot, d.unit, d.segment, d.mask, d.simplex,
+        d.arm, d.propensity, d.reason, d.origin, d.why, d.reserved_minor, d.decided_at, d.expires_at
+    FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (id uuid, campaign_id int,
+        revision int, snapshot bigint, unit bytea, segment smallint, mask bigint,
+        simplex float8[], arm smallint, propensity float8, reason text, origin uuid, why json,
+        reserved_minor bigint, decided_at timestamptz, expires_at timestamptz))
+        WITH ORDINALITY AS d (id, campaign_id,
+        revision, snapshot, unit, segment, mask, simplex, arm, propensity, reason, origin, why,
+        reserved_minor, decided_at, expires_at, place)
+    JOIN campaigns ON campaigns.id = d.campaign_id
+    ORDER BY d.place
+    ON CONFLICT (id) DO NOTHING
+    """
+)
+"""Append decisions in their order; a repeat, or one of a deleted draft, adds nothing."""
+
+INSERT_OUTCOMES = text(
+    """
+    INSERT INTO outcomes (event_id, campaign_id, decision_id, kind, revenue_minor, margin_minor,
+        occurred_at, received_at)
+    SELECT o.event_id, o.campaign_id, o.decision_id, o.kind, o.revenue_minor, o.margin_minor,
+        o.occurred_at, o.received_at
+    FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (event_id text, campaign_id int,
+        decision_id uuid, kind text, revenue_minor bigint, margin_minor bigint,
+        occurred_at timestamptz, received_at timestamptz)) WITH ORDINALITY AS o (event_id,
+        campaign_id, decision_id, kind, revenue_minor, margin_minor, occurred_at, received_at,
+        place)
+    ORDER BY o.place
+    ON CONFLICT (event_id) DO NOTHING
+    """
+)
+"""Append outcomes in their order; a repeated event id adds nothing."""
+
+
+def decisions_after(campaign_id: int, position: int, until: int | None, limit: int) -> Query:
+    """Return a campaign's decisions after a position, oldest first."""
+    query = (
+        select(
+            Decision.position, Decision.id, Decision.campaign_id, Decision.revision,
+            Decision.segment, Decision.arm, Decision.simplex, Decision.reason,
+            Decision.decided_at,
+        )
+        .where(Decision.campaign_id == campaign_id, Decision.position > position)
+        .order_by(Decision.position)
+        .limit(limit)
+    )  # fmt: skip
+    return query if until is None else query.where(Decision.position <= until)
+
+
+def reservations_after(campaign_id: int, position: int, limit: int) -> Query:
+    """Return what decisions after a position reserved and gave, oldest first."""
+    return (
+        select(
+            Decision.position, Decision.expires_at, Decision.reserved_minor,
+            func.coalesce(Reward.discount_minor, 0).label("discount_minor"),
+        )
+        .outerjoin(Reward, Reward.decision_id == Decision.id)
+        .where(Decision.campaign_id == campaign_id, Decision.position > position)
+        .order_by(Decision.position)
+        .limit(limit)
+    )  # fmt: skip
+
+
+def budget_row(campaign_id: int) -> Query:
+    """Return how far a campaign's reservations have been settled."""
+    return select(Budget.settled_position, Budget.released_minor).where(
+        Budget.campaign_id == campaign_id
+    )
+
+
+def budgets() -> Query:
+    """Return what expired offers have given back, per campaign."""
+    return select(Budget.campaign_id, Budget.released_minor)
+
+
+def decisions_by_id(ids: Sequence[uuid.UUID], until: int) -> Query:
+    """Return the decisions of some ids that had been learnt from by a position."""
+    return select(
+        Decision.position, Decision.id, Decision.campaign_id, Decision.revision,
+        Decision.segment, Decision.arm, Decision.simplex, Decision.reason, Decision.decided_at,
+    ).where(Decision.id == func.any(list(ids)), Decision.position <= until)  # fmt: skip
+
+
+def outcomes_after(campaign_id: int, position: int, limit: int) -> Query:
+    """Return a campaign's outcomes after a position, oldest first."""
+    return (
+        select(Outcome.position, Outcome.decision_id, Outcome.received_at)
+        .where(Outcome.campaign_id == campaign_id, Outcome.position > position)
+        .order_by(Outcome.position)
+        .limit(limit)
+    )
+
+
+def outcomes_of(ids: Sequence[uuid.UUID], until: int) -> Query:
+    """Return all outcomes of some decisions up to a position, oldest first."""
+    return (
+        select(
+            Outcome.decision_id, Outcome.kind, Outcome.revenue_minor, Outcome.margin_minor,
+            Outcome.occurred_at,
+        )
+        .where(Outcome.decision_id == func.any(list(ids)), Outcome.position <= until)
+        .order_by(Outcome.position)
+    )  # fmt: skip
+
+
+def rewards_of(ids: Sequence[uuid.UUID]) -> Query:
+    """Return what some decisions have been credited with."""
+    return select(
+        Reward.decision_id, Reward.conversions, Reward.revenue_minor, Reward.discount_minor,
+        Reward.profit_minor, Reward.late,
+    ).where(Reward.decision_id == func.any(list(ids)))  # fmt: skip
+
+
+def newest_snapshot(campaign_id: int) -> Query:
+    """Return a campaign's newest snapshot."""
+    return (
+        select(
+            Snapshot.version, Snapshot.state, Snapshot.digest, Snapshot.decision_position,
+            Snapshot.outcome_position, Snapshot.learnt_until,
+        )
+        .where(Snapshot.campaign_id == campaign_id)
+        .order_by(Snapshot.version.desc())
+        .limit(1)
+    )  # fmt: skip
+
+
+def newest_snapshots() -> Query:
+    """Return the newest snapshot's version and state of every campaign that has one."""
+    newest = (
+        select(Snapshot.version, Snapshot.state)
+        .where(Snapshot.campaign_id == Campaign.id)
+        .order_by(Snapshot.version.desc())
+        .limit(1)
+        .lateral()
+    )
+    return (
+        select(Campaign.id, newest.c.version, newest.c.state)
+        .select_from(Campaign)
+        .join(newest, text("true"))
+    )
+
+
+def campaigns_with_news() -> Query:
+    """Return the ids of campaigns that have decisions or outcomes not yet learnt from."""
+    newest = (
+        select(Snapshot.decision_position, Snapshot.outcome_position)
+        .where(Snapshot.campaign_id == Campaign.id)
+        .order_by(Snapshot.version.desc())
+        .limit(1)
+        .lateral()
+    )
+    decision, outcome = aliased(Decision), aliased(Outcome)
+    return (
+        select(Campaign.id)
+        .select_from(Campaign)
+        .outerjoin(newest, text("true"))
+        .where(
+            or_(
+                exists().where(
+                    decision.campaign_id == Campaign.id,
+                    decision.position > func.coalesce(newest.c.decision_position, 0),
+                ),
+                exists().where(
+                    outcome.campaign_id == Campaign.id,
+                    outcome.position > func.coalesce(newest.c.outcome_position, 0),
+                ),
+            )
+        )
+        .order_by(Campaign.id)
+    )
+
+
+def campaign_row(campaign_id: int) -> Query:
+    """Return what a learner needs of a campaign."""
+    return select(
+        Campaign.id, Campaign.key, Campaign.revision, Campaign.state, Campaign.seed,
+        Campaign.killed_at,
+    ).where(Campaign.id == campaign_id)  # fmt: skip
+
+
+def revision_definition(campaign_id: int, revision: int) -> Query:
+    """Return a campaign's definition as it was at a revision."""
+    return select(CampaignRevision.definition).where(
+        CampaignRevision.campaign_id == campaign_id, CampaignRevision.revision == revision
+    )
+
+
+def catalogue_rows() -> Query:
+    """Return every campaign as serving processes need it."""
+    return select(
+        Campaign.id, Campaign.revision, Campaign.state, Campaign.seed, Campaign.killed_at,
+        Campaign.definition,
+    ).order_by(Campaign.id)  # fmt: skip
+
+
+def live_keys() -> Query:
+    """Return the API keys that have not been revoked."""
+    return select(ApiKey.public_id, ApiKey.name, ApiKey.secret_sha256, ApiKey.scopes).where(
+        ApiKey.revoked_at.is_(None)
+    )
+
+
+def customers_since(moment: Any) -> Query:
+    """Return units whose attributes changed at or after a moment, oldest first."""
+    query = select(Customer.unit, Customer.attributes, Customer.updated_at).order_by(
+        Customer.updated_at
+    )
+    return query if moment is None else query.where(Customer.updated_at >= moment)
+
+
+def campaigns_with_budget() -> Query:
+    """Return the ids of campaigns that have a budget and may still have open offers."""
+    return select(Campaign.id).where(
+        Campaign.definition["budget_minor"].as_integer().is_not(None), Campaign.state != "draft"
+    )
+
+
+def running_campaigns() -> Query:
+    """Return the campaigns that decide now."""
+    return select(Campaign.id, Campaign.revision).where(Campaign.state == "running")
+
+
+def scheduled_campaigns() -> Query:
+    """Return the campaigns whose state the clock may move."""
+    return (
+        select(Campaign.id, Campaign.key, Campaign.state, Campaign.definition)
+        .where(Campaign.state.in_(("scheduled", "running", "paused")))
+        .with_for_update()
+    )

@@ -1,0 +1,121 @@
+"""Recompute a logged decision from what the log holds, and compare it bit for bit.
+
+The inputs are the definition of the decision's revision, the stored snapshot, the logged segment
+and mask, the campaign's seed and the decision's id; the same `LiveCampaign.draw` that served the
+decision gives simplex and arm. A sticky decision repeats the draw of its origin, so that is what
+is recomputed; a decision that was not randomised has the default arm with probability one.
+"""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from bandits import ledger
+from bandits.types import ArmSums
+from service.definition import CampaignDefinition
+from service.errors import UnknownDecision
+from service.models import Campaign, CampaignRevision, Decision, Snapshot
+from service.snapshots import Choice, LiveCampaign
+
+
+class Irreproducible(Exception):
+    """What the decision was made from is no longer stored, or is not what was stored then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A decision as logged and as recomputed."""
+
+    decision_id: uuid.UUID
+    drawn_as: uuid.UUID | None
+    """The decision whose draw this is: itself, its origin when sticky, None when not random."""
+    snapshot: int
+    logged: Choice
+    recomputed: Choice
+
+    @property
+    def same(self) -> bool:
+        """Whether arm, propensity and every entry of the simplex agree in every bit."""
+        return self.logged == self.recomputed
+
+
+def replay(session: Session, decision_id: uuid.UUID) -> Replay:
+    """Recompute one decision.
+
+    Raises:
+        UnknownDecision: no such decision is in the database (yet).
+        Irreproducible: its revision, snapshot or origin is missing or damaged.
+    """
+    decision = _decision(session, decision_id)
+    if decision is None:
+        raise UnknownDecision(decision_id)
+    source = _drawn(session, decision)
+    live = _live(session, source or decision)
+    if source is None:
+        recomputed = live.certain(live.definition.default_index)
+    else:
+        recomputed = live.draw(source.segment, source.mask, source.id.bytes)
+    return Replay(
+        decision_id=decision.id,
+        drawn_as=source.id if source else None,
+        snapshot=decision.snapshot,
+        logged=Choice(decision.arm, decision.propensity, tuple(decision.simplex)),
+        recomputed=recomputed,
+    )
+
+
+def _decision(session: Session, decision_id: uuid.UUID) -> Decision | None:
+    return session.scalar(select(Decision).where(Decision.id == decision_id))
+
+
+def _drawn(session: Session, decision: Decision) -> Decision | None:
+    """Return the decision whose draw this one is, if it was drawn at all."""
+    if decision.reason == "policy":
+        return decision
+    if decision.reason != "sticky":
+        return None
+    origin = _decision(session, decision.origin) if decision.origin else None
+    if origin is None or origin.unit != decision.unit or origin.campaign_id != decision.campaign_id:
+        raise Irreproducible("the decision that this one repeats is not in the log")
+    return origin
+
+
+def _live(session: Session, decision: Decision) -> LiveCampaign:
+    """Return the campaign as it was when the decision was made."""
+    seed = session.scalar(select(Campaign.seed).where(Campaign.id == decision.campaign_id))
+    document = session.scalar(
+        select(CampaignRevision.definition).where(
+            CampaignRevision.campaign_id == decision.campaign_id,
+            CampaignRevision.revision == decision.revision,
+        )
+    )
+    if seed is None or document is None:
+        raise Irreproducible(f"revision {decision.revision} is not stored")
+    return LiveCampaign(
+        id=decision.campaign_id,
+        revision=decision.revision,
+        state="running",
+        killed=False,
+        seed=seed,
+        definition=CampaignDefinition.model_validate(document),
+        version=decision.snapshot,
+        sums=_sums(session, decision),
+    )
+
+
+def _sums(session: Session, decision: Decision) -> ArmSums | None:
+    """Return the stored state, checked against its digest; None before anything was learnt."""
+    if decision.snapshot == 0:
+        return None
+    stored = session.get(Snapshot, (decision.campaign_id, decision.snapshot))
+    if stored is None:
+        raise Irreproducible(f"snapshot {decision.snapshot} is not stored")
+    try:
+        sums = ledger.from_bytes(stored.state)
+    except ValueError as error:
+        raise Irreproducible(f"snapshot {decision.snapshot}: {error}") from error
+    if ledger.digest(sums) != stored.digest:
+        raise Irreproducible(f"snapshot {decision.snapshot} does not have the digest it was given")
+    return sums

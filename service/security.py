@@ -1,0 +1,105 @@
+"""Keys, scopes and cursors: what a caller may do, checked without Postgres.
+
+An API key is ``bk_live_<public id>_<secret>``. Only SHA-256 of the secret is stored: the secret
+has 256 random bits, so a slow hash would protect nothing and would cost every request.
+
+| scope | permits |
+|---|---|
+| ``decide`` | ask for arms |
+| ``reward`` | report outcomes |
+| ``read`` | read campaigns, decisions, reports, customers, metrics, the audit log |
+| ``manage`` | change campaigns, customers, keys and users; list keys and users |
+
+No scope contains another one: a key has exactly the scopes that it lists.
+"""
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+import string
+from typing import NamedTuple
+
+import orjson
+
+from service.errors import FieldError, Invalid, Unauthorised
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_BEARER = re.compile(r"[Bb]earer +bk_live_([a-z0-9]{8})_([A-Za-z0-9_-]{32,86})")
+_CURSOR = re.compile(r"[A-Za-z0-9_-]{1,400}")
+_TAG_BYTES = 16
+
+
+class Credentials(NamedTuple):
+    """An API key in its two parts."""
+
+    public_id: str
+    secret: str
+
+    @property
+    def text(self) -> str:
+        """The key as its owner keeps it."""
+        return f"bk_live_{self.public_id}_{self.secret}"
+
+
+def new_credentials() -> Credentials:
+    """Return a fresh key: 41 bits that name it and 256 bits that prove it."""
+    public_id = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    return Credentials(public_id, secrets.token_urlsafe(32))
+
+
+def credentials(authorization: str | None) -> Credentials:
+    """Return the key in an ``Authorization`` header; raises `Unauthorised` if there is none."""
+    found = _BEARER.fullmatch(authorization or "")
+    if found is None:
+        raise Unauthorised()
+    return Credentials(*found.groups())
+
+
+def digest(secret: str) -> bytes:
+    """Return what is stored of a secret."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def proves(secret: str, stored: bytes) -> bool:
+    """Tell in constant time whether a secret is the one whose digest is stored."""
+    return hmac.compare_digest(digest(secret), stored)
+
+
+def sign_cursor(key: bytes, listing: str, place: int) -> str:
+    """Return the cursor of the page after ``place`` of a listing.
+
+    ``listing`` names the list and its filters, so a cursor only continues the list it came from.
+
+    >>> read_cursor(b"k", "audit", sign_cursor(b"k", "audit", 41))
+    41
+    """
+    payload = orjson.dumps([listing_id(listing), place])
+    return base64.urlsafe_b64encode(_tag(key, payload) + payload).rstrip(b"=").decode()
+
+
+def read_cursor(key: bytes, listing: str, cursor: str) -> int:
+    """Return the place in a cursor; raises `Invalid` unless we signed it for this listing."""
+    if _CURSOR.fullmatch(cursor):
+        padding = "=" * (-len(cursor) % 4)
+        try:
+            raw = base64.urlsafe_b64decode(cursor + padding)
+        except ValueError:
+            raw = b""
+        tag, payload = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
+        if hmac.compare_digest(tag, _tag(key, payload)):
+            name, place = orjson.loads(payload)
+            if name == listing_id(listing):
+                return int(place)
+    message = "is not a cursor of this list; leave it out to start at the beginning"
+    raise Invalid(f"cursor: {message}", errors=[FieldError("cursor", message)])
+
+
+def listing_id(listing: str) -> str:
+    """Return a short name of a listing with its filters."""
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def _tag(key: bytes, payload: bytes) -> bytes:
+    return hmac.digest(key, payload, hashlib.sha256)[:_TAG_BYTES]

@@ -1,0 +1,104 @@
+"""A campaign ready to decide: its definition, its policy and the newest snapshot.
+
+`LiveCampaign` is what serving processes hold and what replay rebuilds from the log; both get the
+simplex from the same function, so a logged decision can be recomputed bit for bit.
+"""
+
+import datetime as dt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandits import ledger, sampling, simplex
+from bandits.types import ArmSums, Contexts
+from service.definition import CampaignDefinition
+from service.eligibility import State, state_at
+
+
+class Choice(NamedTuple):
+    """A drawn arm: its place, the probability it was drawn with, and the whole simplex."""
+
+    arm: int
+    propensity: float
+    simplex: tuple[float, ...]
+
+
+class LiveCampaign:
+    """One campaign at one revision and one snapshot."""
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        revision: int,
+        state: State,
+        killed: bool,
+        seed: bytes,
+        definition: CampaignDefinition,
+        version: int = 0,
+        sums: ArmSums | None = None,
+    ) -> None:
+        self.id, self.revision, self.state, self.killed = id, revision, state, killed
+        self.seed, self.definition, self.version = seed, definition, version
+        self.policy = definition.build_policy()
+        self.sums = self.policy.init() if sums is None else sums
+        self._caps = np.array([1.0 if arm.cap is None else arm.cap for arm in definition.arms])
+        self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
+
+    @classmethod
+    def load(cls, row: dict[str, Any], state: bytes | None, version: int) -> "LiveCampaign":
+        """Return a campaign from its catalogue row (see `service.carrier`) and its snapshot."""
+        return cls(
+            id=row["id"],
+            revision=row["revision"],
+            state=row["state"],
+            killed=row["killed"],
+            seed=bytes.fromhex(row["seed"]),
+            definition=CampaignDefinition.model_validate(row["definition"]),
+            version=version,
+            sums=ledger.from_bytes(state) if state else None,
+        )
+
+    def state_at(self, now: dt.datetime) -> str:
+        """Return the state now, or ``killed``."""
+        if self.killed:
+            return "killed"
+        return state_at(self.state, self.definition.starts_at, self.definition.ends_at, now)
+
+    def simplex(self, segment: int, mask: int) -> NDArray[np.float64]:
+        """Return the guarded probabilities (A,) of a segment under a mask of eligible arms.
+
+        Raises:
+            ValueError: no arm is eligible.
+        """
+        key = (segment, mask)
+        known = self._simplexes.get(key)
+        if known is None:
+            arms = len(self.definition.arms)
+            eligible = np.array([[mask >> arm & 1 for arm in range(arms)]], dtype=bool)
+            contexts = Contexts(
+                segment=np.array([segment], dtype=np.int32),
+                features=np.zeros((1, 0), dtype=np.int64),
+            )
+            raw = np.asarray(self.policy.probabilities(self.sums, contexts, eligible))
+            known = np.asarray(
+                simplex.guard(raw, eligible, floor=self.definition.floor, cap=self._caps)
+            )[0]
+            self._simplexes[key] = known
+        return known
+
+    def draw(self, segment: int, mask: int, key: bytes) -> Choice:
+        """Return the arm that the key draws: the same inputs always draw the same arm."""
+        chances = self.simplex(segment, mask)
+        arm = sampling.draw(chances, sampling.uniform(self.seed, key))
+        return Choice(arm, float(chances[arm]), tuple(chances.tolist()))
+
+    def certain(self, arm: int) -> Choice:
+        """Return an arm that was not drawn: it had probability one."""
+        return Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
+
+    @property
+    def range_of_arms(self) -> range:
+        """The places of all arms."""
+        return range(len(self.definition.arms))

@@ -1,0 +1,203 @@
+"""The checkout path: who gets what, with which probability, and what is kept of it."""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+from sqlalchemy import Engine, select
+
+from service.config import Config
+from service.decide import campaign_number, decide
+from service.errors import IdempotencyConflict, UnknownCampaign
+from service.messages import DecisionRequest
+from service.models import Decision
+from service.spool import SpoolError
+from tests.loop import Loop, running
+
+NOW = dt.datetime.now(dt.UTC)
+HOUR = dt.timedelta(hours=1)
+
+
+@pytest.fixture
+def loop(config: Config, engine: Engine) -> Iterator[Loop]:
+    with running(config, engine) as made:
+        yield made
+
+
+def test_a_reply_carries_arm_offer_and_the_exact_propensity(loop: Loop) -> None:
+    number = loop.launch()
+    (reply,) = loop.decide("ana")
+    assert reply.reason == "policy"
+    assert reply.offer == loop.live.definition.offer(1, ["none", "ten", "twenty"].index(reply.arm))
+    assert campaign_number(reply.decision_id) == number
+    assert reply.decision_id.version == 8
+    loop.carry()
+    with loop.engine.connect() as connection:
+        row = connection.execute(select(Decision.__table__)).one()
+    assert row.id == reply.decision_id
+    assert row.simplex[row.arm] == row.propensity == reply.propensity
+    assert b"ana" not in bytes(row.unit)
+
+
+def test_an_unknown_campaign_is_refused_and_nothing_is_kept(loop: Loop) -> None:
+    loop.launch()
+    wanted = [
+        DecisionRequest(campaign="spring", unit="ana"),
+        DecisionRequest(campaign="autumn", unit="ana"),
+    ]
+    with pytest.raises(UnknownCampaign):
+        decide(loop.runtime, wanted)
+    assert loop.runtime.spool.last() == 0
+
+
+def test_a_request_id_returns_the_stored_decision(loop: Loop) -> None:
+    loop.launch()
+    (first,) = loop.decide("ana", request_id="order-1")
+    (again,) = loop.decide("ana", request_id="order-1")
+    assert again == first
+    assert loop.runtime.spool.last() == 1
+    with pytest.raises(IdempotencyConflict):
+        loop.decide("bea", request_id="order-1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "reason"),
+    [
+        ({"starts_at": (NOW + HOUR).isoformat()}, None, "scheduled"),
+        ({}, "pause", "paused"),
+        ({}, "end", "ended"),
+        ({}, "kill", "killed"),
+    ],
+)
+def test_a_campaign_that_does_not_run_serves_its_default_arm(
+    loop: Loop, changes: dict[str, Any], action: str | None, reason: str
+) -> None:
+    loop.launch(**changes)
+    if action:
+        loop.transition(action)
+    for reply in loop.decide(*"abcdefgh"):
+        assert (reply.reason, reply.arm, reply.propensity) == (reason, "none", 1.0)
+
+
+def test_the_clock_starts_and_ends_a_campaign_without_anybody(loop: Loop) -> None:
+    loop.launch(starts_at=(NOW + HOUR).isoformat(), ends_at=(NOW + 2 * HOUR).isoformat())
+    wanted = [DecisionRequest(campaign="spring", unit="ana")]
+    told = [decide(loop.runtime, wanted, now=NOW + hours * HOUR)[0].reason for hours in (0, 1, 2)]
+    assert told == ["scheduled", "policy", "ended"]
+
+
+def test_the_holdout_is_its_share_of_units_for_good(loop: Loop) -> None:
+    loop.launch(holdout=0.2)
+    units = [f"unit-{number}" for number in range(3000)]
+    first = [reply.reason == "holdout" for reply in loop.decide(*units)]
+    again = [reply.reason == "holdout" for reply in loop.decide(*units)]
+    assert first == again
+    assert abs(np.mean(first) - 0.2) < 0.025
+    assert {r.arm for r in loop.decide(*units) if r.reason == "holdout"} == {"none"}
+
+
+def test_masked_arms_are_never_served_and_say_why(loop: Loop) -> None:
+    loop.launch(
+        segments=[
+            {
+                "key": "loyal",
+                "name": "Loyal",
+                "rules": [{"attribute": "recency_days", "op": "<=", "value": 14}],
+                "arms": {"twenty": {"exclude": True}},
+            }
+        ]
+    )
+    units = [f"unit-{number}" for number in range(300)]
+    loyal = loop.decide(*units, attributes={"recency_days": 3}, exclude_arms=("ten",))
+    assert {reply.arm for reply in loyal} == {"none"}
+    assert {reply.propensity for reply in loyal} == {1.0}
+    nobody = loop.decide("ana", attributes={"recency_days": 3}, exclude_arms=("ten", "none"))
+    assert [(reply.arm, reply.reason) for reply in nobody] == [("none", "no_eligible_arm")]
+    loop.carry()
+    with loop.engine.connect() as connection:
+        row = connection.execute(select(Decision.__table__).limit(1)).one()
+    assert row.why == {
+        "masked": {"ten": "excluded by the request", "twenty": "excluded for the segment"}
+    }
+    assert row.mask == 0b001
+
+
+def test_a_sticky_unit_keeps_its_arm_and_its_propensity(loop: Loop) -> None:
+    campaign = loop.launch(sticky_seconds=3600)
+    first = {reply.decision_id: reply for reply in loop.decide(*"abcdefghij")}
+    loop.shop(200)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    for before, after in zip(first.values(), loop.decide(*"abcdefghij"), strict=True):
+        assert after.reason == "sticky"
+        assert (after.arm, after.propensity) == (before.arm, before.propensity)
+        assert after.decision_id != before.decision_id
+
+
+def test_a_sticky_arm_that_is_no_longer_eligible_is_drawn_anew(loop: Loop) -> None:
+    loop.launch(sticky_seconds=3600)
+    (first,) = loop.decide("ana")
+    (second,) = loop.decide("ana", exclude_arms=(first.arm,))
+    assert second.reason == "policy"
+    assert second.arm != first.arm
+    (third,) = loop.decide("ana")
+    assert (third.reason, third.arm) == ("sticky", second.arm)
+
+
+def test_stored_attributes_choose_the_segment(loop: Loop) -> None:
+    loop.launch()
+    unit = loop.runtime.pseudonym("ana")
+    loop.runtime.spool.store_customers([(unit, b'{"recency_days": 2}')])
+    assert loop.decide("ana")[0].segment == "loyal"
+    assert loop.decide("bea")[0].segment == "everyone"
+    assert loop.decide("ana", attributes={"recency_days": 20})[0].segment == "everyone"
+
+
+def test_a_full_disk_still_gets_an_answer(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.launch()
+
+    def refuse(_entries: object) -> None:
+        raise SpoolError("database or disk is full")
+
+    monkeypatch.setattr(loop.runtime.spool, "append", refuse)
+    (reply,) = loop.decide("ana")
+    assert (reply.reason, reply.arm) == ("unavailable", "none")
+
+
+def test_a_restarted_process_serves_from_its_disk(loop: Loop, config: Config) -> None:
+    from service.runtime import Runtime
+
+    campaign = loop.launch()
+    loop.shop(100)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    expected = loop.live.simplex(0, 0b111)
+    again = Runtime(config)
+    again.catalogue.refresh()
+    assert again.catalogue.loaded
+    restarted = again.catalogue.campaign("spring")
+    assert restarted is not None
+    np.testing.assert_array_equal(restarted.simplex(0, 0b111), expected)
+    again.stop()
+
+
+def test_a_million_draws_do_not_reject_the_logged_propensities(loop: Loop) -> None:
+    campaign = loop.launch()
+    loop.shop(150)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    live = loop.live
+    chances = live.simplex(0, 0b111)
+    drawn = Counter(
+        live.draw(0, 0b111, number.to_bytes(16, "big")).arm for number in range(1_000_000)
+    )
+    assert 0.01 <= chances.min() < chances.max() < 1
+    counts = [drawn[arm] for arm in range(3)]
+    assert chisquare(counts, 1_000_000 * chances).pvalue > 0.001

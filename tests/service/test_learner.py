@@ -1,0 +1,253 @@
+"""The learner: exactly once, in any order, and equal to a rebuild from the log."""
+
+import datetime as dt
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from bandits import ledger
+from bandits.types import ArmSums
+from service import queries
+from service.carrier import Carrier
+from service.config import Config
+from service.learner import Learner, Place, keep_schedule, learn, rebuild
+from service.models import AuditEntry, Campaign, Decision, Outcome, Reward, Snapshot, Spool
+from service.spool import OUTCOME, Entry
+from tests.loop import Loop, running
+
+HOUR = dt.timedelta(hours=1)
+
+
+@pytest.fixture
+def loop(config: Config, engine: Engine) -> Iterator[Loop]:
+    with running(config, engine) as made:
+        yield made
+
+
+def state(loop: Loop, campaign: int) -> ArmSums:
+    with loop.engine.connect() as connection:
+        row = connection.execute(queries.newest_snapshot(campaign)).one()
+        place = Place(row.decision_position, row.outcome_position)
+        again = rebuild(connection, campaign, place)
+    learnt = ledger.from_bytes(row.state)
+    assert row.digest == ledger.digest(learnt) == ledger.digest(again)
+    return learnt
+
+
+def test_rewards_move_the_probabilities(loop: Loop) -> None:
+    campaign = loop.launch()
+    before = loop.live.simplex(0, 0b111).copy()
+    loop.shop(400)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    after = loop.live.simplex(0, 0b111)
+    assert np.abs(after - before).max() > 0.05
+    sums = state(loop, campaign)
+    assert sums.trials.sum() == 400
+    with loop.engine.connect() as connection:
+        earned = connection.execute(
+            select(func.sum(Reward.conversions), func.sum(Reward.profit_minor))
+        ).one()
+    assert (sums.conversions.sum(), sums.reward.sum()) == tuple(earned)
+
+
+def test_holdout_and_default_never_enter_learning(loop: Loop) -> None:
+    campaign = loop.launch(holdout=0.5)
+    for reply in loop.shop(200):
+        if reply.reason == "holdout":
+            loop.outcome(reply)
+    loop.carry()
+    loop.learn(campaign)
+    with loop.engine.connect() as connection:
+        randomised = connection.scalar(
+            select(func.count()).select_from(Decision).where(Decision.reason == "policy")
+        )
+        held = connection.scalar(
+            select(func.count())
+            .select_from(Reward)
+            .join(Decision, Decision.id == Reward.decision_id)
+            .where(Decision.reason == "holdout")
+        )
+    assert state(loop, campaign).trials.sum() == randomised
+    assert (randomised or 0) < 200
+    assert held, "the holdout's rewards are kept for the comparison"
+
+
+def test_profit_is_margin_less_discount_and_returns(loop: Loop) -> None:
+    campaign = loop.launch()
+    replies = loop.decide(*[f"unit-{n}" for n in range(50)])
+    percent = {"none": 0, "ten": 10, "twenty": 20}
+    for reply in replies:
+        loop.outcome(reply, revenue_minor=5000, margin_minor=2100)
+    loop.carry()
+    loop.learn(campaign)
+    expected = sum(2100 - 5000 * percent[reply.arm] // 100 for reply in replies)
+    assert state(loop, campaign).reward.sum() == expected
+    loop.outcome(replies[0], kind="returned", revenue_minor=5000, margin_minor=2100)
+    loop.carry()
+    loop.learn(campaign)
+    sums = state(loop, campaign)
+    assert sums.reward.sum() == expected - (2100 - 5000 * percent[replies[0].arm] // 100)
+    assert sums.conversions.sum() == 49
+    assert sums.trials.sum() == 50
+
+
+def test_a_repeated_event_counts_once(loop: Loop) -> None:
+    campaign = loop.launch()
+    (reply,) = loop.decide("ana")
+    receipts = [loop.outcome(reply, event_id="order-7") for _ in range(3)]
+    assert [(one.accepted, one.duplicates) for one in receipts] == [(1, 0), (0, 1), (0, 1)]
+    loop.carry()
+    loop.learn(campaign)
+    assert state(loop, campaign).conversions.sum() == 1
+
+
+def test_a_late_event_is_kept_but_earns_nothing(loop: Loop) -> None:
+    campaign = loop.launch(attribution_seconds=3600)
+    first, second = loop.decide("ana", "bea")
+    now = dt.datetime.now(dt.UTC)
+    loop.outcome(first, occurred_at=now + 2 * HOUR)
+    loop.outcome(second, occurred_at=now + HOUR / 2)
+    loop.carry()
+    loop.learn(campaign)
+    assert state(loop, campaign).conversions.sum() == 1
+    with loop.engine.connect() as connection:
+        rows = connection.execute(select(Reward.decision_id, Reward.late)).all()
+    assert {row.decision_id: row.late for row in rows} == {
+        first.decision_id: 1,
+        second.decision_id: 0,
+    }
+
+
+def test_an_outcome_may_come_before_its_decision(loop: Loop, config: Config) -> None:
+    """Another host ships the outcome first; the decision's host follows later."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    campaign = loop.launch()
+    (reply,) = loop.decide("ana")
+    other = Path(config.data) / "other"
+    with running(replace(config, data=other), loop.engine) as away:
+        away.outcome(reply)
+        away.carry()
+        assert loop.learn(campaign) is not None
+        loop.carry()
+    loop.learn(campaign)
+    assert state(loop, campaign).conversions.sum() == 1
+
+
+def test_learning_in_other_pieces_gives_the_same_state(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = loop.launch()
+    monkeypatch.setattr("service.learner.CHUNK", 7)
+    replies = loop.shop(60)
+    loop.carry()
+    loop.learn(campaign)
+    for reply in replies[::5]:
+        loop.outcome(reply, kind="returned")
+    loop.carry()
+    assert loop.learn(campaign) is not None
+    with loop.engine.connect() as connection:
+        versions = connection.scalar(select(func.max(Snapshot.version)))
+    assert (versions or 0) >= 9
+    state(loop, campaign)
+
+
+def test_jax_and_numpy_learn_the_same_bits(loop: Loop) -> None:
+    campaign = loop.launch()
+    loop.shop(120)
+    loop.carry()
+    learnt = learn(loop.engine, campaign, backend="jax")
+    assert learnt is not None
+    with loop.engine.connect() as connection:
+        again = rebuild(connection, campaign, learnt.place, backend="numpy")
+    assert learnt.digest == ledger.digest(again)
+
+
+def test_several_learners_count_everything_once(loop: Loop) -> None:
+    campaign = loop.launch()
+    stop = threading.Event()
+    learners = [Learner(loop.engine, backend="numpy") for _ in range(3)]
+    threads = [threading.Thread(target=one.run, args=(stop,)) for one in learners]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        loop.shop(15)
+        loop.carry()
+        for one in learners:
+            one.wake.set()
+    stop.set()
+    for one, thread in zip(learners, threads, strict=True):
+        one.wake.set()
+        thread.join()
+    loop.learn(campaign)
+    assert state(loop, campaign).trials.sum() == 300
+
+
+def test_a_campaign_in_trouble_does_not_stop_the_others(loop: Loop) -> None:
+    campaign = loop.launch()
+    loop.shop(20)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    with loop.engine.begin() as connection:
+        connection.execute(update(Snapshot).values(state=b"BLEDGER1 damaged"))
+    loop.shop(20)
+    loop.carry()
+    with pytest.raises(ValueError, match="damaged"):
+        learn(loop.engine, campaign, backend="numpy")
+    before = loop.live.version
+    loop.launch(key="summer")
+    assert Learner(loop.engine, backend="numpy").step() is False
+    assert loop.live.version == before == 1
+    assert loop.decide("ana")[0].reason == "policy"
+
+
+def test_the_clock_is_written_down_with_an_audit_entry(loop: Loop) -> None:
+    now = dt.datetime.now(dt.UTC)
+    loop.launch(starts_at=(now + HOUR).isoformat(), ends_at=(now + 3 * HOUR).isoformat())
+    assert keep_schedule(loop.engine, now=now) == 0
+    assert keep_schedule(loop.engine, now=now + HOUR) == 1
+    assert keep_schedule(loop.engine, now=now + 3 * HOUR) == 1
+    with loop.engine.connect() as connection:
+        assert connection.scalar(select(Campaign.state)) == "ended"
+        told = connection.scalars(
+            select(AuditEntry.action).where(AuditEntry.actor == "clock").order_by(AuditEntry.id)
+        ).all()
+    assert told == ["campaign.running", "campaign.ended"]
+
+
+def test_the_carrier_repeats_nothing_after_a_crash(loop: Loop) -> None:
+    """A carrier that dies after its commit starts again from the watermark in Postgres."""
+    loop.launch()
+    loop.shop(50)
+    loop.carry()
+    again = Carrier(loop.runtime.spool, loop.engine)
+    while again.ship():
+        pass
+    loop.shop(5)
+    while again.ship():
+        pass
+    with loop.engine.connect() as connection:
+        count = connection.scalar(select(func.count()).select_from(Decision))
+        shipped = connection.scalar(select(Spool.shipped))
+    assert count == 55
+    assert shipped == loop.runtime.spool.last()
+
+
+def test_an_entry_that_postgres_refuses_is_set_aside_alone(loop: Loop) -> None:
+    loop.launch()
+    loop.shop(10)
+    loop.runtime.spool.append([Entry(OUTCOME, b"bad", b'{"event_id": "bad", "kind": "purred"}')])
+    loop.shop(10)
+    loop.carry()
+    assert loop.runtime.spool.rejected() == 1
+    with loop.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(Decision)) == 20
+        assert connection.scalar(select(func.count()).where(Outcome.event_id == "bad")) == 0
+    assert loop.runtime.spool.last() == loop.carrier._shipped
