@@ -1,0 +1,48 @@
+"""The sampler: replayable, the same in both forms, and never an arm of probability zero."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bandits import sampling
+
+
+def test_uniforms_are_a_fixed_function_of_seed_and_key() -> None:
+    """Decisions logged by any version must replay: these numbers may never change."""
+    assert sampling.uniform("seed", "key") == sampling.uniform(b"seed", b"key")
+    assert sampling.uniform("seed", "key") == 0.07867938181929379
+    assert sampling.uniform("seed", "key") != sampling.uniform("other", "key")
+    for bad in ("", "x" * 65):
+        with pytest.raises(ValueError, match="seed"):
+            sampling.uniform(bad, "key")
+
+
+def test_uniforms_are_uniform() -> None:
+    u = sampling.uniforms("seed", (f"decision-{i}" for i in range(100_000)))
+    assert ((u >= 0) & (u < 1)).all()
+    assert stats.kstest(u, "uniform").pvalue > 0.001
+
+
+def test_both_forms_agree_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(7, 0.3), 5000)
+    p[rng.random(p.shape) < 0.3] = 0
+    p[:, 3] += 1e-12
+    p /= p.sum(axis=1, keepdims=True)
+    edges = np.cumsum(p, axis=1)[np.arange(5000), rng.integers(0, 7, 5000)]
+    for u in (rng.random(5000), np.minimum(edges, 1 - 2**-53), np.zeros(5000)):
+        together = sampling.draws(p, u)
+        alone = [sampling.draw(row, x) for row, x in zip(p, u, strict=True)]
+        np.testing.assert_array_equal(together, alone)
+        assert (p[np.arange(5000), together] > 0).all()
+
+
+def test_rounding_and_nonsense() -> None:
+    assert sampling.draw([0.3, 0.3, 0.3, 0.0], 0.95) == 2
+    assert sampling.draws(np.array([[0.3, 0.3, 0.3, 0.0]]), np.array([0.95])).tolist() == [2]
+    with pytest.raises(ValueError, match="positive"):
+        sampling.draw([0.0, 0.0], 0.5)
+    with pytest.raises(ValueError, match="positive"):
+        sampling.draws(np.zeros((1, 2)), np.array([0.5]))
+    with pytest.raises(ValueError, match="expected"):
+        sampling.draws(np.ones((1, 2)), np.zeros(2))
