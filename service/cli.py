@@ -1,0 +1,238 @@
+"""The command ``barter``: every process and every chore of the service."""
+
+import argparse
+import getpass
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from service import logs
+from service.config import Config, ConfigError
+from service.errors import BarterError
+from service.models import ROLES, SCOPES
+
+WEB_THREADS = 16
+
+
+def serve(config: Config, _: argparse.Namespace) -> int:
+    """Start everything on this host and keep it alive until Ctrl-C."""
+    from service.supervisor import Barter, until_signalled
+
+    with until_signalled() as stop, Barter(config) as barter:
+        print(f"Barter is ready: console and API at {barter.url} (Ctrl-C stops it)", flush=True)
+        if not _any_user(barter.database_url):
+            print("Nobody can log in yet. Add yourself: barter user add you@example.com")
+        stop.wait()
+    return 0
+
+
+def web(config: Config, _: argparse.Namespace) -> int:
+    """Run the web workers only; they answer from the local file that `carry` keeps."""
+    from granian.constants import Interfaces
+    from granian.server import Server
+
+    _share_figures(config)
+    Server(
+        "service.app:create_app",
+        factory=True,
+        interface=Interfaces.WSGI,
+        address=config.host,
+        port=config.port,
+        workers=config.workers,
+        blocking_threads=WEB_THREADS,
+        backlog=1024,
+        respawn_failed_workers=True,
+        log_access=False,
+    ).serve()
+    return 0
+
+
+def _share_figures(config: Config) -> None:
+    """Give the workers an empty folder in which to add up their counts; see `service.metrics`."""
+    folder = config.data / "metrics"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def carry(config: Config, _: argparse.Namespace) -> int:
+    """Run the carrier only: the local log up to Postgres, campaigns and snapshots down."""
+    from service import db
+    from service.carrier import Carrier
+    from service.spool import Spool
+    from service.supervisor import database_url, follow, until_signalled
+
+    url = database_url(config)
+    carrier = Carrier(Spool(config.data), db.engine(url))
+    with until_signalled() as stop:
+        follow(url, carrier.changed, stop)
+        carrier.run(stop)
+    return 0
+
+
+def learn(config: Config, _: argparse.Namespace) -> int:
+    """Run a learner only; any number may run, one works per campaign."""
+    from service import db
+    from service.learner import Learner
+    from service.supervisor import database_url, follow, until_signalled
+
+    url = database_url(config)
+    learner = Learner(db.engine(url))
+    with until_signalled() as stop:
+        follow(url, learner.wake, stop, only="log")
+        threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
+        learner.run(stop)
+    return 0
+
+
+def migrate(config: Config, _: argparse.Namespace) -> int:
+    """Bring the database's schema up to this version."""
+    from service import db
+    from service.supervisor import database_url
+
+    db.migrate(database_url(config))
+    print("The database is up to date.")
+    return 0
+
+
+def _wake_on_stop(wake: threading.Event, stop: threading.Event) -> None:
+    stop.wait()
+    wake.set()
+
+
+def _any_user(url: str) -> bool:
+    from sqlalchemy import exists, select
+
+    from service import db
+    from service.models import User
+
+    with db.engine(url).connect() as connection:
+        return bool(connection.scalar(select(exists().where(User.id > 0))))
+
+
+def add_user(config: Config, arguments: argparse.Namespace) -> int:
+    """Add a person who may log in to the console; asks for the password."""
+    from service import db, users
+    from service.supervisor import database_url
+
+    password = os.environ.get("BARTER_PASSWORD") or getpass.getpass("Password: ")
+    with db.transaction(db.engine(database_url(config))) as session:
+        user = users.create(
+            session, email=arguments.email, name=arguments.name or arguments.email,
+            role=arguments.role, password=password, actor="command line",
+        )  # fmt: skip
+        print(f"{user.email} may now log in as {user.role}.")
+    return 0
+
+
+def add_key(config: Config, arguments: argparse.Namespace) -> int:
+    """Make an API key for an app server; it is shown once."""
+    from service import db, keys
+    from service.supervisor import database_url
+
+    with db.transaction(db.engine(database_url(config))) as session:
+        _, secret = keys.create(
+            session, name=arguments.name, scopes=arguments.scope, actor="command line"
+        )
+    print(secret)
+    return 0
+
+
+def verify(config: Config, arguments: argparse.Namespace) -> int:
+    """Recompute a campaign's learnt state and a sample of its decisions from its log."""
+    from rich.progress import Progress
+
+    from service import db
+    from service.supervisor import database_url
+    from service.verify import verify as check
+
+    with Progress() as bar:
+        task = bar.add_task("Replaying decisions", total=arguments.sample)
+        found = check(
+            db.engine(database_url(config)), arguments.campaign, sample=arguments.sample,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    same = "equals" if found.digest == found.rebuilt else "DIFFERS FROM"
+    print(f"Snapshot {found.snapshot}: state {found.digest[:16]}… {same} the rebuild from the log.")
+    print(f"{found.replayed} decisions replayed, {len(found.differing)} differ.")
+    for decision in found.differing[:20]:
+        print(f"  differs: {decision}")
+    return 0 if found.holds else 1
+
+
+def demo(config: Config, arguments: argparse.Namespace) -> int:
+    """Show the whole loop on real retail data; see barter demo --help."""
+    from service.demo import run
+
+    return run.run(config, arguments)
+
+
+Command = Callable[[Config, argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line, with help that teaches."""
+    root = argparse.ArgumentParser(
+        prog="barter",
+        description="Multi-armed bandits for personalised discounts.",
+        epilog="Settings come from the environment: BARTER_DATA, DATABASE_URL, BARTER_HOST,"
+        " BARTER_PORT, BARTER_WORKERS, BARTER_SECRET (see service/config.py).",
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(name: str, function: Command, help: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=help, description=function.__doc__)
+        found.set_defaults(function=function)
+        return found
+
+    add("serve", serve, "start everything on this host")
+    add("migrate", migrate, "bring the database schema up to date")
+    user = add("user", add_user, "add a console user: barter user add ana@shop.example")
+    user.add_argument("action", choices=["add"])
+    user.add_argument("email")
+    user.add_argument("--name", help="shown in the audit log (default: the address)")
+    user.add_argument("--role", choices=ROLES, default="admin")
+    key = add("key", add_key, "make an API key: barter key add checkout --scope decide")
+    key.add_argument("action", choices=["add"])
+    key.add_argument("name")
+    key.add_argument(
+        "--scope", action="append", choices=SCOPES, required=True, help="repeat for several"
+    )
+    check = add("verify", verify, "check a campaign's state and decisions against its log")
+    check.add_argument("campaign", help="the campaign's key")
+    check.add_argument("--sample", type=int, default=1000, help="decisions to replay")
+    show = add("demo", demo, "show the whole loop on real retail data")
+    demo_options(show)
+    add("web", web, "run the web workers only")
+    add("carry", carry, "run the carrier only")
+    add("learn", learn, "run a learner only")
+    return root
+
+
+def demo_options(found: argparse.ArgumentParser) -> None:
+    """Add the options of the demo."""
+    found.add_argument("--decisions", type=int, default=20_000, help="simulated shoppers")
+    found.add_argument("--seed", type=int, default=1, help="repeats the same shoppers")
+    found.add_argument("--no-wait", action="store_true", help="end after the summary")
+    found.add_argument("--port", type=int, help="where to listen (default: BARTER_PORT)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    chosen = parser().parse_args(arguments)
+    logs.configure()
+    try:
+        config = Config.from_env()
+        function: Command = chosen.function
+        return function(config, chosen)
+    except (ConfigError, BarterError, RuntimeError) as error:
+        print(f"barter: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

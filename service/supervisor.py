@@ -1,0 +1,189 @@
+"""`barter serve`: the processes of one host, started together and kept alive.
+
+PostgreSQL (embedded, unless DATABASE_URL names another), the web workers, the carrier and the
+learner are processes of their own: a crash of one leaves the others serving, and it is started
+again here. Each is a fresh interpreter, so that only the learner ever loads JAX.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from service import db, embedded
+from service.config import Config
+
+READY_SECONDS = 60.0
+BACKOFF_SECONDS = 0.3
+STOP_SECONDS = 10.0
+PARTS = ("web", "carry", "learn")
+log = structlog.get_logger()
+
+
+@dataclass
+class Part:
+    """One child process and when it was last started."""
+
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = field(default=0.0)
+
+
+class Barter:
+    """All processes of one host; use it as a context, or call `start` and `stop`."""
+
+    def __init__(self, config: Config, *, quiet: bool = False) -> None:
+        self.config = config
+        self.database_url = ""
+        self._quiet = quiet
+        self._parts = [Part(name) for name in PARTS]
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where the console and the API are."""
+        host = self.config.host
+        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.config.port}"
+
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of the parts that run."""
+        return {part.name: part.process.pid for part in self._parts if part.process is not None}
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready to decide.
+
+        Raises:
+            RuntimeError: the port is taken, or it was not ready within a minute.
+        """
+        _require_free(self.config)
+        self.database_url = database_url(self.config)
+        if self.config.database_url is None:
+            db.migrate(self.database_url)
+        for part in self._parts:
+            self._launch(part)
+        self._watcher.start()
+        self._wait_until_ready()
+
+    def stop(self) -> None:
+        """Stop the parts, each after what it has begun, and the embedded database last."""
+        self._stop.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for part in self._parts:
+            if part.process is not None:
+                part.process.terminate()
+        for part in self._parts:
+            if part.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    part.process.wait(STOP_SECONDS)
+                part.process.kill()
+                part.process.wait()
+        if self.config.database_url is None:
+            embedded.stop(self.config)
+
+    def __enter__(self) -> "Barter":
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
+    def _launch(self, part: Part) -> None:
+        environment = os.environ | self.config.environment()
+        silent = subprocess.DEVNULL if self._quiet else None
+        part.process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", part.name],
+            env=environment, stdin=subprocess.DEVNULL, stdout=silent, stderr=silent,
+        )  # fmt: skip
+        part.started_at = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(BACKOFF_SECONDS):
+            for part in self._parts:
+                if part.process is not None and part.process.poll() is not None:
+                    log.warning("restarting", part=part.name, status=part.process.returncode)
+                    self._launch(part)
+            if self.config.database_url is None:
+                try:
+                    embedded.ensure(self.config)
+                except Exception:
+                    log.exception("database_not_restarted")
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if _answers(f"{self.url}/readyz"):
+                return
+            time.sleep(0.05)
+        raise RuntimeError(
+            f"Barter was not ready at {self.url} within {READY_SECONDS:g} s; "
+            "is the port free? Set BARTER_PORT to another."
+        )
+
+
+def _require_free(config: Config) -> None:
+    """Refuse a port that somebody listens on: theirs would be taken for ours."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise RuntimeError(
+                f"Barter cannot listen on {config.host}:{config.port} ({error.strerror});"
+                " set BARTER_PORT to a free port."
+            ) from error
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def database_url(config: Config) -> str:
+    """Return where the database is, having started the embedded one where that is used."""
+    return config.database_url or embedded.start(config)
+
+
+@contextlib.contextmanager
+def until_signalled() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+
+    previous = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def follow(url: str, wake: threading.Event, stop: threading.Event, *, only: str = "") -> None:
+    """Set an event whenever the database announces something (a prefix narrows it down)."""
+
+    def listen() -> None:
+        for payload in db.listen(url, "barter", stop=stop):
+            # An empty payload means that something may have been missed.
+            if not payload or payload.startswith(only):
+                wake.set()
+
+    threading.Thread(target=listen, name="listener", daemon=True).start()

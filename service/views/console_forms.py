@@ -1,0 +1,673 @@
+"""The campaign form: the flat fields that a browser posts, and the definition they stand for.
+
+People write 12.50 and 5 % and 09:00 in Madrid; the definition holds minor units, shares of one and
+UTC. Everything that can go wrong in between gets one message under the name of its field.
+"""
+
+import datetime as dt
+import decimal
+import json
+import re
+import zoneinfo
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+from bandits import policies
+from service.definition import MAX_MINOR, CampaignDefinition, Offer
+from service.errors import FieldError, Invalid
+from service.models import KEY_PATTERN
+from service.validation import field_errors
+
+Values = dict[str, str]
+
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3_600, "days": 86_400}
+TIERS = 10
+TIERS_SHOWN = 4
+KINDS = {
+    "none": "No discount",
+    "percentage": "Percentage off",
+    "amount": "Fixed amount off",
+    "spend_threshold": "Spend X, get Y off",
+    "tiered": "The more they spend, the more off",
+    "gift": "Free gift",
+    "free_shipping": "Free shipping",
+}
+OPERATORS = {
+    "==": "is",
+    "!=": "is not",
+    "<": "is less than",
+    "<=": "is at most",
+    ">": "is more than",
+    ">=": "is at least",
+    "in": "is one of",
+    "exists": "is known",
+}
+_MODEL_WORDS = (
+    (re.compile(r"at least 1 character"), "Fill this in."),
+    (re.compile(r"^is required$"), "Fill this in."),
+    (
+        re.compile(r"match pattern|at most 64 character"),
+        "Use small letters, digits, dots and dashes, at most 64, starting with a letter or digit.",
+    ),
+    (re.compile(r"should have at most (\d+) character"), r"Use at most \1 characters."),
+)
+_SCALED = ("_minor", "_seconds")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A form that was read: the definition if it is sound, else a message per field."""
+
+    definition: CampaignDefinition | None
+    errors: dict[str, str]
+
+
+class Reader:
+    """Reads typed values out of the form and keeps a message for each that cannot be read."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = values
+        self.errors: dict[str, str] = {}
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return the field without surrounding blanks."""
+        return self.values.get(name, default).strip()
+
+    def count(self, name: str, limit: int) -> int:
+        """Return how many rows a repeated part has."""
+        written = self.text(name, "0")
+        return min(int(written), limit) if written.isascii() and written.isdigit() else 0
+
+    def number(self, name: str, *, low: float, high: float, unit: str = "") -> float | None:
+        """Return a number between two bounds (inclusive), or None if it is empty or wrong."""
+        written = self.text(name).replace("\u00a0", "").replace(" ", "").removesuffix("%")
+        if not written:
+            return None
+        value = _decimal(written)
+        if value is None:
+            self.errors[name] = "Write a plain number such as 12.50, without thousands separators."
+        elif not low <= value <= high:
+            tail = f" {unit}" if unit else ""
+            self.errors[name] = f"Must lie between {low:g} and {high:,.10g}{tail}."
+        return None if name in self.errors else value
+
+    def needed(self, name: str, value: Any) -> Any:
+        """Record that a field is missing, unless something else is already wrong with it."""
+        if value is None and name not in self.errors:
+            self.errors[name] = "Fill this in."
+        return value
+
+    def money(self, name: str, *, least: int = 0) -> int | None:
+        """Return an amount in minor units, written in major units."""
+        value = self.number(name, low=least / 100, high=MAX_MINOR / 100)
+        return None if value is None else round(value * 100)
+
+    def share(self, name: str, *, high: float = 100, least: float = 0) -> float | None:
+        """Return a share of one, written in per cent."""
+        value = self.number(name, low=least, high=high, unit="%")
+        return None if value is None else round(value / 100, 12)
+
+    def seconds(self, name: str, *, least: int) -> int | None:
+        """Return a duration in seconds, written as a number and a unit."""
+        unit = UNITS.get(self.text(f"{name}-unit", "days"), 86_400)
+        most = 400 * 86_400 / unit
+        value = self.number(name, low=0, high=most)
+        if value is not None and round(value * unit) < least:
+            self.errors[name] = "Must be longer than nothing."
+        return None if value is None else round(value * unit)
+
+    def moment(self, name: str, zone: str) -> str | None:
+        """Return a local time of a zone as RFC 3339 UTC."""
+        written = self.text(name)
+        if not written:
+            return None
+        try:
+            local = dt.datetime.fromisoformat(written)
+        except ValueError:
+            self.errors[name] = "Write a date and a time, for example 2026-12-01T09:00."
+            return None
+        aware = local.replace(tzinfo=_zone(zone))
+        utc = aware.astimezone(dt.UTC)
+        if utc.astimezone(aware.tzinfo).replace(tzinfo=None) != local:
+            self.errors[name] = f"The clocks of {zone} skip this time that night; choose another."
+            return None
+        return utc.isoformat()
+
+
+def _decimal(written: str) -> float | None:
+    if re.fullmatch(r"\d+,\d{1,2}", written):
+        written = written.replace(",", ".")
+    return float(written) if re.fullmatch(r"-?(\d{1,15}(\.\d*)?|\.\d+)", written) else None
+
+
+def _zone(name: str) -> dt.tzinfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return dt.UTC
+
+
+def slug(name: str) -> str:
+    """Return a key for a name.
+
+    >>> slug("Spring Sale — 10 %!")
+    'spring-sale-10'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
+
+
+# ---------------------------------------------------------------- form to definition
+
+
+def check(values: Mapping[str, str], *, key: str | None = None) -> Checked:
+    """Read the whole form; ``key`` is the key of a campaign that exists and keeps it."""
+    reader = Reader(values)
+    document = _document(reader, key)
+    if document["budget_minor"] is not None:
+        _need_ceilings(reader, document)
+    try:
+        definition = CampaignDefinition.model_validate_json(json.dumps(document))
+    except pydantic.ValidationError as error:
+        for found in field_errors(error, document):
+            if not _echo(found.field, found.message, reader):
+                place = field_name(found.field, values)
+                name, message = _named(place, found.message, values.get("policy", ""))
+                reader.errors.setdefault(name, _friendly(message))
+        if "name" in reader.errors and not reader.text("key"):
+            # The key is made from the name, so it has nothing to say of its own.
+            reader.errors.pop("key", None)
+        return Checked(None, reader.errors)
+    return Checked(None if reader.errors else definition, reader.errors)
+
+
+def _need_ceilings(reader: Reader, document: dict[str, Any]) -> None:
+    """Ask for the ceilings that a budget needs, at the fields where they are missing."""
+    offers = {f"arms-{row}-": arm["offer"] for row, arm in enumerate(document["arms"])}
+    places = {arm["key"]: row for row, arm in enumerate(document["arms"])}
+    for row, segment in enumerate(document["segments"]):
+        for key, change in segment["arms"].items():
+            if "offer" in change:
+                offers[f"segments-{row}-arms-{places[key]}-"] = change["offer"]
+    for at, offer in offers.items():
+        if offer["kind"] == "percentage" and offer["max_discount_minor"] is None:
+            said = "With a budget, a percentage needs a ceiling: the most it may take off."
+            reader.errors.setdefault(f"{at}max_discount", said)
+        elif offer["kind"] == "tiered":
+            said = "With a budget, use “Spend X, get Y off” instead: steps have no ceiling."
+            reader.errors.setdefault(f"{at}kind", said)
+
+
+def _echo(field: str, message: str, reader: Reader) -> bool:
+    """Tell whether a message only repeats that some part of the same list is wrong."""
+    if "default factory" in message:
+        return True
+    if "because a budget is set" in message and field == "arms":
+        return any(name.endswith(("max_discount", "kind")) for name in reader.errors)
+    short = field in ("arms", "segments") and "at least" in message
+    return short and reader.count(f"{field}-count", 200) >= 2
+
+
+def _named(field: str, message: str, policy: str) -> tuple[str, str]:
+    """Move a message about one option of the policy to that option's field."""
+    option = re.match(r"([a-z_]+): (.+)$", message, re.DOTALL)
+    if field != "policy" or option is None:
+        return field, message
+    return f"policy-{policy}-{option[1]}", option[2]
+
+
+def _document(reader: Reader, key: str | None) -> dict[str, Any]:
+    arms = [_arm(reader, row) for row in range(reader.count("arms-count", 50))]
+    zone = reader.text("zone", "UTC")
+    chosen = reader.text("default_arm", "0")
+    default = int(chosen) if chosen.isascii() and chosen.isdigit() else 0
+    document = {
+        "key": key or reader.text("key") or slug(reader.text("name")),
+        "name": reader.text("name"),
+        "description": reader.text("description"),
+        "currency": reader.text("currency").upper(),
+        "zone": zone,
+        "starts_at": reader.moment("starts_at", zone),
+        "ends_at": reader.moment("ends_at", zone),
+        "arms": arms,
+        "default_arm": arms[default]["key"] if default < len(arms) else "",
+        "segments": _segments(reader, [arm["key"] for arm in arms]),
+        "objective": reader.text("objective", "profit"),
+    }
+    return document | _policy(reader) | _guardrails(reader)
+
+
+def _arm(reader: Reader, row: int) -> dict[str, Any]:
+    at = f"arms-{row}-"
+    name = reader.text(f"{at}name")
+    return {
+        "key": reader.text(f"{at}key") or slug(name) or f"arm-{row + 1}",
+        "name": name,
+        "offer": _offer(reader, at),
+        "enabled": reader.text(f"{at}enabled") == "on",
+        "cap": reader.share(f"{at}cap", least=0.01),
+    }
+
+
+def _offer(reader: Reader, at: str) -> dict[str, Any]:
+    kind = reader.text(f"{at}kind", "none")
+    offer: dict[str, Any] = {"kind": kind}
+    if kind == "percentage":
+        offer["percent"] = _percent(reader, f"{at}percent")
+        offer["max_discount_minor"] = reader.money(f"{at}max_discount", least=1)
+    elif kind in ("amount", "spend_threshold"):
+        offer["amount_minor"] = _amount(reader, f"{at}amount", 1)
+        if kind == "spend_threshold":
+            offer["threshold_minor"] = _amount(reader, f"{at}threshold", 1)
+    elif kind == "tiered":
+        offer["tiers"] = [_tier(reader, f"{at}tier-{step}-") for step in _steps(reader.values, at)]
+    elif kind == "gift":
+        offer |= {"gift": reader.text(f"{at}gift"), "cost_minor": _amount(reader, f"{at}cost", 0)}
+    elif kind == "free_shipping":
+        offer["cost_minor"] = _amount(reader, f"{at}cost", 0)
+        offer["threshold_minor"] = reader.money(f"{at}threshold") or 0
+    return offer
+
+
+def _percent(reader: Reader, name: str) -> float | None:
+    value: float | None = reader.needed(name, reader.number(name, low=0.01, high=100, unit="%"))
+    return value
+
+
+def _amount(reader: Reader, name: str, least: int) -> int | None:
+    value: int | None = reader.needed(name, reader.money(name, least=least))
+    return value
+
+
+def _steps(values: Mapping[str, str], at: str) -> list[int]:
+    """The tiers that were filled in at all."""
+    parts = ("threshold", "percent")
+    return [
+        step
+        for step in range(TIERS)
+        if any(values.get(f"{at}tier-{step}-{part}", "").strip() for part in parts)
+    ]
+
+
+def tiers_shown(values: Mapping[str, str], at: str) -> range:
+    """Return the rows of tiers to draw: all that are filled in, and some more."""
+    filled = _steps(values, at)
+    return range(min(TIERS, max(TIERS_SHOWN, filled[-1] + 2 if filled else 0)))
+
+
+def _tier(reader: Reader, at: str) -> dict[str, Any]:
+    return {
+        "threshold_minor": _amount(reader, f"{at}threshold", 0),
+        "percent": _percent(reader, f"{at}percent"),
+    }
+
+
+def _segments(reader: Reader, arms: list[str]) -> list[dict[str, Any]]:
+    return [
+        _segment(reader, f"segments-{row}-", row, arms)
+        for row in range(reader.count("segments-count", 200))
+    ]
+
+
+def _segment(reader: Reader, at: str, row: int, arms: list[str]) -> dict[str, Any]:
+    name = reader.text(f"{at}name")
+    overrides: dict[str, Any] = {}
+    for place, arm in enumerate(arms):
+        mode = reader.text(f"{at}arms-{place}-mode", "same")
+        if mode == "exclude":
+            overrides[arm] = {"exclude": True}
+        elif mode == "offer":
+            overrides[arm] = {"offer": _offer(reader, f"{at}arms-{place}-")}
+    rules = range(reader.count(f"{at}rules-count", 20))
+    return {
+        "key": reader.text(f"{at}key") or slug(name) or f"segment-{row + 1}",
+        "name": name,
+        "rules": [_rule(reader, f"{at}rules-{place}-") for place in rules],
+        "arms": overrides,
+    }
+
+
+def _rule(reader: Reader, at: str) -> dict[str, Any]:
+    op, written = reader.text(f"{at}op", "=="), reader.text(f"{at}value")
+    attribute = reader.text(f"{at}attribute")
+    if not attribute:
+        reader.errors[f"{at}attribute"] = "Name the customer attribute, for example recency_days."
+    value: Any = _scalar(written)
+    if op == "in":
+        value = [_scalar(part.strip()) for part in written.split(",") if part.strip()]
+    elif op == "exists":
+        value = written.lower() not in ("no", "false")
+    elif not written:
+        reader.errors[f"{at}value"] = "Fill this in."
+    elif op not in ("==", "!=") and (isinstance(value, bool | str)):
+        reader.errors[f"{at}value"] = "Write a number to compare with."
+    return {"attribute": attribute, "op": op, "value": value}
+
+
+def _scalar(written: str) -> bool | int | float | str:
+    """Read what was meant: 14 is a number, yes is true, "14" in quotes is text."""
+    if len(written) > 1 and written[0] == written[-1] == '"':
+        return written[1:-1]
+    if written.lower() in ("yes", "true"):
+        return True
+    if written.lower() in ("no", "false"):
+        return False
+    if re.fullmatch(r"-?\d{1,15}", written):
+        return int(written)
+    if re.fullmatch(r"-?\d{1,15}\.\d+", written):
+        return float(written)
+    return written
+
+
+def _policy(reader: Reader) -> dict[str, Any]:
+    name = reader.text("policy", "auto")
+    if name == "auto":
+        return {}
+    try:
+        options = json.loads(reader.text("policy-options", "{}") or "{}")
+    except ValueError:
+        options = {}
+    if reader.text("policy-kept") != name or not isinstance(options, dict):
+        options = {}
+    for option in options_of(name):
+        value = reader.number(
+            f"policy-{name}-{option.name}", low=option.minimum, high=option.maximum
+        )
+        options.pop(option.name, None)
+        if value is not None:
+            options[option.name] = value
+    return {"policy": {"name": name, "options": options}}
+
+
+def options_of(policy: str) -> list[policies.Option]:
+    """Return the options of a policy that the form can show: those that are one number."""
+    if policy not in policies.NAMES:
+        return []
+    return [option for option in policies.describe(policy).options if option.kind == "number"]
+
+
+def _guardrails(reader: Reader) -> dict[str, Any]:
+    needed = {
+        "floor": reader.share("floor", high=50),
+        "holdout": reader.share("holdout", high=90),
+        "margin_rate": reader.share("margin_rate"),
+        "basket_minor": reader.money("basket", least=1),
+        "attribution_seconds": reader.seconds("attribution", least=1),
+        "offer_seconds": reader.seconds("offer", least=1),
+    }
+    for name, value in needed.items():
+        reader.needed(_flat(name), value)
+    return needed | {
+        "sticky_seconds": reader.seconds("sticky", least=0) or 0,
+        "contact_cost_minor": reader.money("contact_cost") or 0,
+        "budget_minor": reader.money("budget", least=1),
+    }
+
+
+# ---------------------------------------------------------------- messages to fields
+
+
+def _flat(part: str) -> str:
+    for ending in _SCALED:
+        part = part.removesuffix(ending)
+    return part
+
+
+def field_name(path: str, values: Mapping[str, str]) -> str:
+    """Return the form field that a path of the definition belongs to.
+
+    >>> field_name("arms[1].offer.max_discount_minor", {})
+    'arms-1-max_discount'
+    """
+    path = _overridden(path, values)
+    name = path.replace("[", ".").replace("]", "").replace(".", "-")
+    name = name.replace("-offer-", "-").replace("-tiers-", "-tier-")
+    tier = re.match(r"(.*-)tier-(\d+)(-.*)$", name)
+    if tier:
+        kept = _steps(values, tier.group(1))
+        place = int(tier.group(2))
+        step = kept[place] if place < len(kept) else place
+        name = f"{tier.group(1)}tier-{step}{tier.group(3)}"
+    name = re.sub(r"-(offer|tiers)$", "-kind", name)
+    name = re.sub(r"-rules(-\d+)?$", lambda found: f"-rules{found.group(1) or '-0'}-value", name)
+    return _flat(name) or "form"
+
+
+def _overridden(path: str, values: Mapping[str, str]) -> str:
+    """Replace an arm's key inside a segment's overrides by its row."""
+    found = re.match(r"(segments\[\d+\]\.arms)\.(.+)$", path)
+    if not found:
+        return path
+    reader = Reader(values)
+    for row in range(reader.count("arms-count", 50)):
+        key = _arm(reader, row)["key"]
+        if found.group(2) == key or found.group(2).startswith(f"{key}."):
+            return f"{found.group(1)}[{row}]{found.group(2)[len(key) :]}"
+    return path
+
+
+def _friendly(message: str) -> str:
+    for pattern, words in _MODEL_WORDS:
+        found = pattern.search(message)
+        if found:
+            return found.expand(words)
+    message = message.replace("amount_minor", "the amount off").replace(
+        "threshold_minor", "the spend"
+    )
+    return message[:1].upper() + message[1:] + ("" if message.endswith(".") else ".")
+
+
+# ---------------------------------------------------------------- definition to form
+
+
+def blank(*, currency: str = "EUR", zone: str = "Europe/Madrid") -> Values:
+    """Return the form of a new campaign, with sensible answers already given."""
+    none = {"key": "none", "name": "No discount", "offer": {"kind": "none"}}
+    ten = {"key": "ten", "name": "10 % off", "offer": {"kind": "percentage", "percent": 10}}
+    document = {
+        "key": "new",
+        "name": "new",
+        "currency": currency,
+        "zone": zone,
+        "arms": [none, ten],
+        "default_arm": "none",
+    }
+    values = fill(CampaignDefinition.model_validate(document))
+    return values | {"key": "", "name": ""}
+
+
+def fill(definition: CampaignDefinition) -> Values:
+    """Return the form fields of a definition."""
+    values = {
+        "key": definition.key,
+        "name": definition.name,
+        "description": definition.description,
+        "currency": definition.currency,
+        "zone": definition.zone,
+        "starts_at": local_time(definition.starts_at, definition.zone),
+        "ends_at": local_time(definition.ends_at, definition.zone),
+        "objective": definition.objective,
+        "default_arm": str(definition.default_index),
+        "arms-count": str(len(definition.arms)),
+        "segments-count": str(len(definition.segments)),
+    }
+    for row, arm in enumerate(definition.arms):
+        at = f"arms-{row}-"
+        values |= {f"{at}key": arm.key, f"{at}name": arm.name, f"{at}cap": _per_cent(arm.cap)}
+        values[f"{at}enabled"] = "on" if arm.enabled else ""
+        values |= _fill_offer(at, arm.offer)
+    return values | _fill_segments(definition) | _fill_policy(definition) | _fill_rest(definition)
+
+
+def _fill_offer(at: str, offer: Offer) -> Values:
+    values: Values = {f"{at}kind": offer.kind}
+    for name, value in offer.model_dump(exclude={"kind", "tiers"}).items():
+        written = major(value) if name.endswith("_minor") else value
+        values[at + _flat(name)] = plain(written) if isinstance(written, float) else written or ""
+    for step, tier in enumerate(getattr(offer, "tiers", ())[:TIERS]):
+        values[f"{at}tier-{step}-threshold"] = major(tier.threshold_minor)
+        values[f"{at}tier-{step}-percent"] = plain(tier.percent)
+    return values
+
+
+def _fill_segments(definition: CampaignDefinition) -> Values:
+    values: Values = {}
+    for row, segment in enumerate(definition.segments):
+        at = f"segments-{row}-"
+        values |= {f"{at}key": segment.key, f"{at}name": segment.name}
+        values[f"{at}rules-count"] = str(len(segment.rules))
+        for place, rule in enumerate(segment.rules):
+            values[f"{at}rules-{place}-attribute"] = rule.attribute
+            values[f"{at}rules-{place}-op"] = rule.op
+            values[f"{at}rules-{place}-value"] = _written(rule.value)
+        for key, override in segment.arms.items():
+            spot = f"{at}arms-{definition.arm_index[key]}-"
+            if override.exclude:
+                values[f"{spot}mode"] = "exclude"
+            elif override.offer is not None:
+                values |= {f"{spot}mode": "offer"} | _fill_offer(spot, override.offer)
+    return values
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_written(part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str) and not (isinstance(_scalar(value), str) and value):
+        return f'"{value}"'
+    return plain(value) if isinstance(value, float) else str(value)
+
+
+def _fill_policy(definition: CampaignDefinition) -> Values:
+    chosen = definition.policy
+    usual = CampaignDefinition.model_fields["policy"].get_default(
+        call_default_factory=True, validated_data={"objective": definition.objective}
+    )
+    values = {
+        "policy": "auto" if chosen == usual else chosen.name,
+        "policy-kept": chosen.name,
+        "policy-options": json.dumps(chosen.options),
+    }
+    for option in options_of(chosen.name):
+        if option.name in chosen.options:
+            values[f"policy-{chosen.name}-{option.name}"] = plain(chosen.options[option.name])
+    return values
+
+
+def _fill_rest(definition: CampaignDefinition) -> Values:
+    values = {
+        "floor": _per_cent(definition.floor),
+        "holdout": _per_cent(definition.holdout),
+        "margin_rate": _per_cent(definition.margin_rate),
+        "basket": major(definition.basket_minor),
+        "contact_cost": major(definition.contact_cost_minor),
+        "budget": major(definition.budget_minor),
+    }
+    for name in ("attribution", "offer", "sticky"):
+        seconds = getattr(definition, f"{name}_seconds")
+        unit = next((u for u in ("days", "hours", "minutes") if seconds % UNITS[u] == 0), "seconds")
+        values |= {name: str(seconds // UNITS[unit]), f"{name}-unit": unit}
+    return values
+
+
+def local_time(moment: dt.datetime | None, zone: str) -> str:
+    """Return a time as a ``datetime-local`` field of a zone shows it."""
+    if moment is None:
+        return ""
+    return moment.astimezone(_zone(zone)).replace(tzinfo=None).isoformat(timespec="minutes")
+
+
+def major(minor: int | None) -> str:
+    """Return minor units as a person writes them.
+
+    >>> major(1250), major(3000), major(None)
+    ('12.50', '30', '')
+    """
+    if minor is None:
+        return ""
+    return f"{minor // 100}" if minor % 100 == 0 else f"{minor / 100:.2f}"
+
+
+def plain(value: Any) -> str:
+    """Return a number exactly, without an exponent.
+
+    >>> plain(0.00001), plain(12.5), plain(5.0)
+    ('0.00001', '12.5', '5')
+    """
+    written = format(decimal.Decimal(repr(value)), "f")
+    return written.rstrip("0").rstrip(".") if "." in written else written
+
+
+def _per_cent(share: float | None) -> str:
+    return "" if share is None else plain(round(share * 100, 10))
+
+
+# ---------------------------------------------------------------- adding and removing rows
+
+
+def change_rows(values: Values, action: str) -> Values:
+    """Return the form after a button such as ``add-arm`` or ``remove-segment-2``."""
+    verb, _, rest = action.partition("-")
+    part, *numbers = rest.split("-")
+    rows = [int(number) for number in numbers if number.isascii() and number.isdigit()]
+    lists = {"arm": "arms", "segment": "segments"}
+    if part == "rule" and rows:
+        return _change(values, f"segments-{rows[0]}-rules", verb, rows[1:])
+    if part not in lists:
+        return values
+    changed = _change(values, lists[part], verb, rows)
+    if part == "segment" and verb == "add":
+        changed[f"segments-{int(changed['segments-count']) - 1}-rules-count"] = "1"
+    if part == "arm" and verb == "add":
+        changed[f"arms-{int(changed['arms-count']) - 1}-enabled"] = "on"
+    if part == "arm" and verb == "remove" and rows:
+        _forget_arm(values, changed, rows[0])
+    return changed
+
+
+def _change(values: Values, part: str, verb: str, rows: list[int]) -> Values:
+    count = Reader(values).count(f"{part}-count", 200)
+    order = list(range(count))
+    if verb == "add":
+        order.append(count)
+    elif verb == "remove" and rows and rows[0] in order:
+        order.remove(rows[0])
+    elif verb == "raise" and rows and 0 < rows[0] < count:
+        order.insert(rows[0] - 1, order.pop(rows[0]))
+    return _reordered(values, part, order) | {f"{part}-count": str(len(order))}
+
+
+def _reordered(values: Values, part: str, order: list[int]) -> Values:
+    """Renumber the rows of a part: the new row i is the old row order[i]."""
+    kept = {name: value for name, value in values.items() if not name.startswith(f"{part}-")}
+    for new, old in enumerate(order):
+        start = f"{part}-{old}-"
+        for name, value in values.items():
+            if name.startswith(start):
+                kept[f"{part}-{new}-{name[len(start) :]}"] = value
+    return kept
+
+
+def _forget_arm(before: Values, after: Values, row: int) -> None:
+    """Keep segments and the default arm pointing at the right arms when one is removed."""
+    arms = Reader(before).count("arms-count", 50)
+    order = [place for place in range(arms) if place != row]
+    for segment in range(Reader(before).count("segments-count", 200)):
+        part = f"segments-{segment}-arms"
+        for name in [name for name in after if name.startswith(f"{part}-")]:
+            del after[name]
+        moved = _reordered(before, part, order)
+        after |= {name: value for name, value in moved.items() if name.startswith(f"{part}-")}
+    chosen = before.get("default_arm", "0")
+    if chosen.isdigit() and int(chosen) >= row:
+        after["default_arm"] = str(max(0, int(chosen) - 1))
+
+
+def check_key(written: str) -> str:
+    """Return a key as written; raises `Invalid` unless it can be one."""
+    if re.fullmatch(KEY_PATTERN, written.strip()) is None:
+        raise Invalid("", errors=[FieldError("key", _MODEL_WORDS[2][1].removesuffix("."))])
+    return written.strip()

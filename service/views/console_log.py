@@ -1,0 +1,276 @@
+"""The decision log: every offer that was given, and why this one."""
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import flask
+from flask import request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service import campaigns, history, replay, security
+from service.definition import EVERYONE, CampaignDefinition
+from service.errors import UnknownDecision
+from service.models import Campaign, Decision, Reward
+from service.views import console_words as words
+from service.views.console_admin import address
+from service.views.console_base import PAGE_SIZE, Reply, database, page, render, runtime
+from service.views.console_campaigns import frame
+
+_ANY = ("", "Any")
+_MASKS = {
+    "disabled": "Switched off",
+    "excluded for the segment": "Not for this group",
+    "excluded by the request": "Ruled out by the request",
+    "the budget no longer covers it": "Budget too small",
+}
+
+
+@page("/campaigns/<key:key>/decisions", needs="decisions")
+def campaign_decisions(key: str) -> Reply:
+    """Show the decisions of one campaign, newest first."""
+    chosen = _chosen("arm", "segment", "reason", "id")
+    if chosen["id"]:
+        return _to_decision(chosen["id"])
+    with database() as session:
+        campaign = campaigns.get(session, key)
+        filters = history.Filters(
+            arm=chosen["arm"] or None,
+            segment=chosen["segment"] or None,
+            reason=chosen["reason"] or None,
+        )
+        listing = f"console decisions {campaign.id} {filters.name}"
+        found = history.decisions(
+            session, campaign, filters, before=_before(listing), limit=PAGE_SIZE + 1
+        )
+        shown = _page(session, found, listing, [campaign])
+    plan = campaigns.definition(campaign)
+    return render(
+        "campaign_decisions.html",
+        **frame(campaign, "campaign_decisions"),
+        **shown,
+        form=chosen,
+        filtered=any(chosen.values()),
+        arms=[_ANY, *((arm.key, arm.name) for arm in plan.arms)],
+        segments=[_ANY, *((one, segment_name(plan, one)) for one in plan.segment_keys)],
+        reasons=[_ANY, *words.REASONS.items()],
+        many=False,
+    )
+
+
+@page("/decisions", needs="decisions")
+def decision_log() -> Reply:
+    """Show the decisions of all campaigns, newest first."""
+    chosen = _chosen("campaign", "reason", "id")
+    if chosen["id"]:
+        return _to_decision(chosen["id"])
+    with database() as session:
+        known = session.scalars(select(Campaign).order_by(Campaign.key)).all()
+        listing = f"console decisions {chosen['campaign']} {chosen['reason']}"
+        wanted = [one for one in known if chosen["campaign"] in ("", one.key)]
+        query = select(Decision).where(Decision.campaign_id.in_([one.id for one in wanted]))
+        before = _before(listing)
+        if chosen["reason"]:
+            query = query.where(Decision.reason == chosen["reason"])
+        if before is not None:
+            query = query.where(Decision.position < before)
+        newest = query.order_by(Decision.position.desc()).limit(PAGE_SIZE + 1)
+        shown = _page(session, session.scalars(newest).all(), listing, known)
+    names = [(one.key, campaigns.definition(one).name) for one in known]
+    return render(
+        "decisions.html",
+        **shown,
+        form=chosen,
+        filtered=any(chosen.values()),
+        campaigns=[_ANY, *names],
+        reasons=[_ANY, *words.REASONS.items()],
+        many=True,
+    )
+
+
+def _chosen(*names: str) -> dict[str, str]:
+    return {name: request.args.get(name, "").strip()[:200] for name in names}
+
+
+def _to_decision(written: str) -> Reply:
+    """Lead to a decision by its id, however it was written."""
+    try:
+        found = uuid.UUID(written)
+    except ValueError:
+        raise UnknownDecision(f"with the id “{written[:40]}”") from None
+    return flask.redirect(flask.url_for("console.decision", decision_id=found))
+
+
+def _before(listing: str) -> int | None:
+    cursor = request.args.get("cursor")
+    if not cursor:
+        return None
+    return security.read_cursor(runtime().config.key("cursor"), listing, cursor)
+
+
+def _page(
+    session: Session, found: Sequence[Decision], listing: str, known: Sequence[Campaign]
+) -> dict[str, Any]:
+    shown, older = found[:PAGE_SIZE], None
+    if len(found) > PAGE_SIZE:
+        key = runtime().config.key("cursor")
+        older = address(cursor=security.sign_cursor(key, listing, shown[-1].position))
+    rewards = {
+        reward.decision_id: reward
+        for reward in session.scalars(
+            select(Reward).where(Reward.decision_id.in_([one.id for one in shown]))
+        )
+    }
+    plans = {one.id: campaigns.definition(one) for one in known}
+    return {
+        "rows": [_row(one, plans[one.campaign_id], rewards.get(one.id)) for one in shown],
+        "newer": address(cursor=None) if request.args.get("cursor") else None,
+        "older": older,
+    }
+
+
+def _row(decision: Decision, plan: CampaignDefinition, reward: Reward | None) -> dict[str, Any]:
+    arms, segments = plan.arms, plan.segment_keys
+    known = decision.segment < len(segments)
+    return {
+        "id": decision.id,
+        "at": decision.decided_at,
+        "zone": plan.zone,
+        "campaign": plan.name,
+        "arm": arms[decision.arm].name if decision.arm < len(arms) else "—",
+        "arm_place": decision.arm,
+        "propensity": words.percent(decision.propensity),
+        "reason": words.REASONS.get(decision.reason, decision.reason),
+        "segment": segment_name(plan, segments[decision.segment]) if known else "—",
+        "unit": decision.unit.hex()[:10],
+        "result": _result(reward, plan.currency),
+    }
+
+
+def _result(reward: Reward | None, currency: str) -> str:
+    if reward is None or not (reward.conversions or reward.revenue_minor):
+        return "—"
+    return f"Bought, {words.amount(reward.revenue_minor, currency)}"
+
+
+def segment_name(plan: CampaignDefinition, key: str) -> str:
+    """Return what people call a segment."""
+    if key == EVERYONE:
+        return "Everyone else" if plan.segments else "Everyone"
+    return next(segment.name for segment in plan.segments if segment.key == key)
+
+
+# ---------------------------------------------------------------- one decision
+
+
+@page("/decisions/<uuid:decision_id>", needs="decisions")
+def decision(decision_id: uuid.UUID) -> Reply:
+    """Show why one decision fell as it did, and repeat its draw."""
+    with database() as session:
+        told = history.explain(session, decision_id)
+        repeated = _repeat(session, decision_id)
+    made, plan = told.decision, told.definition
+    return render(
+        "decision.html",
+        plan=plan,
+        chosen=plan.arms[made.arm],
+        sentence=_why(told),
+        arms=_chances(told),
+        facts=_facts(told),
+        outcomes=told.outcomes,
+        counts_until=history.outcomes_until(told),
+        replay=repeated,
+    )
+
+
+def _why(told: history.Explanation) -> str:
+    made, plan = told.decision, told.definition
+    if made.reason not in ("policy", "sticky"):
+        return (
+            history.REASONS.get(made.reason, "")
+            .replace("default arm", "usual offer")
+            .replace("unit", "customer")
+        )
+    group = segment_name(plan, plan.segment_keys[made.segment])
+    learnt = (
+        "before anything was learnt"
+        if made.snapshot == 0
+        else f"by what version {made.snapshot} knew"
+    )
+    start = "The customer keeps an earlier draw: it" if made.reason == "sticky" else "It"
+    return (
+        f"{start} had a chance of {words.percent(made.propensity, 2)} in the group “{group}”,"
+        f" {learnt}, and it was drawn."
+    )
+
+
+def _chances(told: history.Explanation) -> list[dict[str, Any]]:
+    made = told.decision
+    found = []
+    for place, arm in enumerate(told.arms):
+        offer = told.definition.offer(made.segment, place)
+        masked = arm.masked or ("" if arm.eligible else "Not eligible")
+        found.append(
+            {
+                "place": place,
+                "name": arm.name,
+                "offer": offer.label(told.definition.currency),
+                "value": arm.probability,
+                "probability": words.percent(arm.probability, 2),
+                "chosen": place == made.arm,
+                "masked": _MASKS.get(masked, masked.capitalize()),
+            }
+        )
+    return found
+
+
+def _facts(told: history.Explanation) -> list[tuple[str, str]]:
+    made, plan = told.decision, told.definition
+    facts = [
+        ("When", words.moment(made.decided_at, plan.zone, seconds=True)),
+        ("How", words.REASONS.get(made.reason, made.reason)),
+        ("Holdout", "Yes" if made.reason == "holdout" else "No"),
+        ("Group", segment_name(plan, plan.segment_keys[made.segment])),
+        ("Offer valid until", words.moment(made.expires_at, plan.zone)),
+        ("Learnt version", _version(told)),
+        ("Revision of the plan", str(made.revision)),
+        ("Customer", f"{made.unit.hex()} (pseudonym)"),
+        ("Decision id", str(made.id)),
+    ]
+    if told.reward is not None and told.reward.conversions:
+        profit = words.amount(told.reward.profit_minor, plan.currency, signed=True)
+        facts.insert(3, ("Profit credited", profit))
+    return facts
+
+
+def _version(told: history.Explanation) -> str:
+    if told.decision.snapshot == 0 or told.snapshot is None:
+        return f"{told.decision.snapshot}, before anything was learnt"
+    when = _time(told.snapshot.created_at, told.definition.zone)
+    return f"{told.snapshot.version}, learnt {when}"
+
+
+def _time(when: dt.datetime, zone: str) -> str:
+    return words.moment(when, zone, seconds=True)
+
+
+def _repeat(session: Session, decision_id: uuid.UUID) -> dict[str, str]:
+    """Recompute the draw and say in a sentence whether it comes out the same."""
+    try:
+        repeated = replay.replay(session, decision_id)
+    except replay.Irreproducible as error:
+        return {"kind": "warn", "sentence": f"It cannot be repeated: {error}."}
+    if not repeated.same:
+        return {
+            "kind": "bad",
+            "sentence": "Repeating it gives another result. Show this to whoever runs Barter.",
+        }
+    if repeated.drawn_as is None:
+        return {"kind": "good", "sentence": "Nothing was drawn, and repeating it agrees."}
+    return {
+        "kind": "good",
+        "sentence": "Repeated just now from what is stored: the same offer, and the same"
+        " probabilities to the last bit.",
+    }

@@ -1,0 +1,298 @@
+"""Campaigns in plain words: durations, money, times of a zone, and the sentences of the review."""
+
+import datetime as dt
+import zoneinfo
+from dataclasses import dataclass
+
+from service.definition import Arm, CampaignDefinition, Rule, Segment, money
+from service.views.console_forms import OPERATORS
+
+OBJECTIVES = {
+    "profit": "profit: margin minus the discount, so nothing is given away for nothing",
+    "revenue": "revenue, whatever the discounts cost",
+    "conversion": "the number of customers who buy, whatever the discounts cost",
+}
+POLICIES = {
+    "thompson_profit": (
+        "Barter shifts customers towards the offers that earn more, as fast as the evidence allows."
+    ),
+    "thompson_gaussian": (
+        "Barter shifts customers towards the offers that bring more, as fast as the evidence"
+        " allows."
+    ),
+    "thompson_beta": (
+        "Barter shifts customers towards the offers that convert more, as fast as the evidence"
+        " allows."
+    ),
+    "fixed_split": "Every offer keeps the same share of customers throughout, as in an A/B test.",
+    "epsilon_greedy": (
+        "Most customers get the best offer so far; a fixed share keeps trying the others."
+    ),
+    "ucb1": "Barter favours offers that earn well or have been tried little.",
+    "gradient": "Barter moves shares step by step towards offers that do better than average.",
+}
+REASONS = {
+    "policy": "Drawn",
+    "sticky": "Kept",
+    "holdout": "Holdout",
+    "draft": "Campaign is a draft",
+    "scheduled": "Not started yet",
+    "paused": "Campaign is paused",
+    "ended": "Campaign has ended",
+    "killed": "Campaign was stopped",
+    "no_eligible_arm": "No arm was eligible",
+    "unavailable": "Log unavailable",
+}
+STATES = {
+    "draft": "Draft",
+    "scheduled": "Scheduled",
+    "running": "Running",
+    "paused": "Paused",
+    "ended": "Ended",
+    "killed": "Stopped",
+}
+ROLES = {
+    "marketer": "Creates and runs campaigns",
+    "analyst": "Reads campaigns, reports and the decision log",
+    "developer": "Manages API keys, reads campaigns and logs",
+    "admin": "Everything, people included",
+}
+SCOPES = {
+    "decide": "Ask which offer a customer gets",
+    "reward": "Report what customers did",
+    "read": "Read campaigns, reports and logs",
+    "manage": "Change campaigns, keys and people",
+}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One part of the review: what it is about, and its sentences."""
+
+    name: str
+    sentences: tuple[str, ...]
+
+
+def zone(name: str) -> dt.tzinfo:
+    """Return a time zone; UTC if this host does not know it."""
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
+        return dt.UTC
+
+
+def place(name: str) -> str:
+    """Return a zone's city in words.
+
+    >>> place("America/Argentina/Buenos_Aires"), place("UTC")
+    ('Buenos Aires', 'UTC')
+    """
+    return name.rsplit("/", 1)[-1].replace("_", " ")
+
+
+def moment(when: dt.datetime | None, zone_name: str, *, seconds: bool = False) -> str:
+    """Return a time in a zone, such as ``Mon 1 Dec 2026, 09:00``."""
+    if when is None:
+        return "—"
+    local = when.astimezone(zone(zone_name))
+    told = f"{local:%a} {local.day} {local:%b %Y, %H:%M}"
+    return f"{told}:{local:%S}" if seconds else told
+
+
+def long_moment(when: dt.datetime, zone_name: str) -> str:
+    """Return a time for a sentence, such as ``Monday 1 December 2026, 09:00 Madrid time``."""
+    local = when.astimezone(zone(zone_name))
+    return f"{local:%A} {local.day} {local:%B %Y, %H:%M} {place(zone_name)} time"
+
+
+def ago(when: dt.datetime | None, now: dt.datetime) -> str:
+    """Return how long ago something was, such as ``3 min ago``."""
+    if when is None:
+        return "never"
+    seconds = (now - when).total_seconds()
+    if seconds < 5:
+        return "just now"
+    for size, word in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {word} ago"
+    return f"{int(seconds)} s ago"
+
+
+def duration(seconds: int) -> str:
+    """Return a duration in its largest whole unit.
+
+    >>> duration(604800), duration(3600), duration(90)
+    ('7 days', '1 hour', '90 seconds')
+    """
+    for size, word in ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")):
+        if seconds % size == 0:
+            count = seconds // size
+            return f"{count} {word}{'' if count == 1 else 's'}"
+    raise AssertionError("every whole number of seconds is divisible by one")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share of one in per cent.
+
+    >>> percent(0.05), percent(0.123456)
+    ('5 %', '12.3 %')
+    """
+    return "—" if share is None else f"{round(share * 100, digits):g} %"
+
+
+def count(number: float | None) -> str:
+    """Return a whole number with thin thousands separators, which no language misreads."""
+    return "—" if number is None else f"{round(number):,}".replace(",", "\u202f")
+
+
+def amount(minor: float | None, currency: str, *, signed: bool = False) -> str:
+    """Return money as a figure, such as ``1 250.00 EUR``."""
+    if minor is None:
+        return "—"
+    sign = "−" if minor < 0 else "+" if signed and minor > 0 else ""
+    return f"{sign}{abs(minor) / 100:,.2f} {currency}".replace(",", "\u202f")
+
+
+def reward(value: float | None, objective: str, currency: str, *, signed: bool = False) -> str:
+    """Return a reward per customer in the objective's unit."""
+    if value is None or objective != "conversion":
+        return amount(value, currency, signed=signed)
+    sign = "−" if value < 0 else "+" if signed and value > 0 else ""
+    return f"{sign}{abs(value) * 100:.2f} %"
+
+
+def rule(one: Rule) -> str:
+    """Return a rule in words, such as ``recency_days is at most 14``."""
+    if one.op == "exists":
+        return f"{one.attribute} is {'known' if one.value else 'not known'}"
+    values = one.value if isinstance(one.value, tuple) else (one.value,)
+    written = ", ".join(
+        ("yes" if value else "no") if isinstance(value, bool) else str(value) for value in values
+    )
+    return f"{one.attribute} {OPERATORS[one.op]} {written}"
+
+
+def review(
+    plan: CampaignDefinition, now: dt.datetime, *, launched: bool = False
+) -> tuple[Topic, ...]:
+    """Return what a campaign will do or does, as a marketer would tell a colleague."""
+    topics = [
+        Topic("When", _when(plan, now, launched)),
+        Topic("Who gets what", _who(plan)),
+        Topic("The offers", _offers(plan)),
+        Topic("Groups", _groups(plan)),
+        Topic("The aim", _aim(plan)),
+        Topic("Limits", _limits(plan)),
+        Topic("Counting", _counting(plan)),
+    ]
+    return tuple(topic for topic in topics if topic.sentences)
+
+
+def _when(plan: CampaignDefinition, now: dt.datetime, launched: bool) -> tuple[str, ...]:
+    if plan.starts_at is None or plan.starts_at <= now:
+        start = "Was launched" if launched else "Starts as soon as you launch it"
+    else:
+        start = f"Starts on {long_moment(plan.starts_at, plan.zone)}"
+    if plan.ends_at is None:
+        return (f"{start} and runs until you end it.",)
+    return (f"{start} and ends on {long_moment(plan.ends_at, plan.zone)}.",)
+
+
+def _who(plan: CampaignDefinition) -> tuple[str, ...]:
+    default = plan.arms[plan.default_index].name
+    if plan.holdout == 0:
+        return (
+            f"All customers take part. Without a holdout you cannot tell how much better this is"
+            f" than giving everybody “{default}”.",
+        )
+    return (
+        f"{percent(1 - plan.holdout)} of customers get the offer that Barter chooses;"
+        f" {percent(plan.holdout)} always get “{default}”, so that you can compare.",
+        f"“{default}” is also what customers get while the campaign is paused or has ended.",
+    )
+
+
+def _offers(plan: CampaignDefinition) -> tuple[str, ...]:
+    return tuple(
+        f"“{arm.name}”{_offered(arm, plan.currency)}"
+        + ("" if arm.cap is None else f", to at most {percent(arm.cap)} of customers")
+        + ("." if arm.enabled else " — switched off, nobody gets it.")
+        for arm in plan.arms
+    )
+
+
+def _offered(arm: Arm, currency: str) -> str:
+    """Return what an arm gives, unless its name says so already."""
+    told = arm.offer.label(currency)
+    return "" if told == arm.name else f": {told}"
+
+
+def _groups(plan: CampaignDefinition) -> tuple[str, ...]:
+    if not plan.segments:
+        return ("Barter learns one answer for all customers together.",)
+    told = [_group(plan, segment) for segment in plan.segments]
+    return (*told, "Everyone else is a group of their own. Barter learns for each group apart.")
+
+
+def _group(plan: CampaignDefinition, segment: Segment) -> str:
+    names = {arm.key: arm.name for arm in plan.arms}
+    told = f"“{segment.name}”: customers whose {' and '.join(rule(one) for one in segment.rules)}"
+    left_out = [names[key] for key, change in segment.arms.items() if change.exclude]
+    if left_out:
+        told += f"; never {' or '.join(f'“{name}”' for name in left_out)}"
+    for key, change in segment.arms.items():
+        if change.offer is not None:
+            told += f"; “{names[key]}” becomes {change.offer.label(plan.currency)}"
+    return f"{told}."
+
+
+def _aim(plan: CampaignDefinition) -> tuple[str, ...]:
+    aim = f"The aim is {OBJECTIVES[plan.objective]}."
+    how = POLICIES.get(plan.policy.name, f"The policy is {plan.policy.name}.")
+    if plan.floor == 0:
+        return (aim, how)
+    return (
+        aim,
+        f"{how} Every offer keeps at least {percent(plan.floor, 2)}, so that a change of taste"
+        " is noticed.",
+    )
+
+
+def _limits(plan: CampaignDefinition) -> tuple[str, ...]:
+    spend = (
+        "There is no limit on the discounts given in all."
+        if plan.budget_minor is None
+        else f"At most {money(plan.budget_minor, plan.currency)} is given away in discounts; what"
+        " the rest no longer covers is not offered any more."
+    )
+    worst = _costliest(plan)
+    return spend, worst
+
+
+def _costliest(plan: CampaignDefinition) -> str:
+    costs = [
+        (arm.offer.discount_minor(plan.basket_minor), arm.name) for arm in plan.arms if arm.enabled
+    ]
+    cost, name = max(costs, default=(0, ""))
+    margin = round(plan.basket_minor * plan.margin_rate)
+    told = (
+        f"On a typical basket of {money(plan.basket_minor, plan.currency)} your margin is"
+        f" {money(margin, plan.currency)}; the dearest offer, “{name}”, costs"
+        f" {money(cost, plan.currency)} of it."
+    )
+    return (
+        f"{told} That is more than the margin: such a sale loses money." if cost > margin else told
+    )
+
+
+def _counting(plan: CampaignDefinition) -> tuple[str, ...]:
+    keep = (
+        "A customer who comes back may get another offer."
+        if plan.sticky_seconds == 0
+        else f"A customer keeps the same offer for {duration(plan.sticky_seconds)}."
+    )
+    return (
+        f"An offer stays valid for {duration(plan.offer_seconds)}. A purchase counts when it comes"
+        f" within {duration(plan.attribution_seconds)} of the offer.",
+        keep,
+    )

@@ -1,0 +1,122 @@
+"""Examples of the OpenAPI document: requests that work against the demo's kind of campaign."""
+
+from typing import Any
+
+Example = dict[str, Any]
+
+DECISION: Example = {
+    "campaign": "spring-sale",
+    "unit": "customer-8231",
+    "attributes": {"recency_days": 12, "country": "ES"},
+}
+DECISIONS: Example = {
+    "one": {"summary": "One unit", "value": DECISION},
+    "list": {
+        "summary": "Several units at once",
+        "value": {
+            "decisions": [
+                DECISION | {"request_id": "cart-771"},
+                {"campaign": "spring-sale", "unit": "customer-1007", "exclude_arms": ["thirty"]},
+            ]
+        },
+    },
+}
+OUTCOMES: Example = {
+    "one": {
+        "summary": "A purchase",
+        "value": {
+            "event_id": "order-55102",
+            "decision_id": "00000001-7c4b-8f1a-9a53-52b1a5b5d0c4",
+            "kind": "purchased",
+            "revenue_minor": 4599,
+            "occurred_at": "2026-03-02T18:21:05Z",
+        },
+    },
+    "list": {
+        "summary": "Exposure, then a return",
+        "value": {
+            "outcomes": [
+                {
+                    "event_id": "view-9001",
+                    "decision_id": "00000001-7c4b-8f1a-9a53-52b1a5b5d0c4",
+                    "kind": "exposed",
+                },
+                {
+                    "event_id": "refund-118",
+                    "decision_id": "00000001-7c4b-8f1a-9a53-52b1a5b5d0c4",
+                    "kind": "returned",
+                    "revenue_minor": 4599,
+                },
+            ]
+        },
+    },
+}
+CAMPAIGN: Example = {
+    "campaign": {
+        "summary": "Three offers, one of them by segment",
+        "value": {
+            "key": "spring-sale",
+            "name": "Spring sale",
+            "currency": "EUR",
+            "zone": "Europe/Madrid",
+            "arms": [
+                {"key": "none", "name": "No discount", "offer": {"kind": "none"}},
+                {"key": "ten", "name": "10 %", "offer": {"kind": "percentage", "percent": 10}},
+                {
+                    "key": "five-off",
+                    "name": "5.00 from 40.00",
+                    "offer": {
+                        "kind": "spend_threshold",
+                        "threshold_minor": 4000,
+                        "amount_minor": 500,
+                    },
+                    "cap": 0.6,
+                },
+            ],
+            "default_arm": "none",
+            "segments": [
+                {
+                    "key": "loyal",
+                    "name": "Bought within two weeks",
+                    "rules": [{"attribute": "recency_days", "op": "<=", "value": 14}],
+                    "arms": {"ten": {"offer": {"kind": "percentage", "percent": 5}}},
+                }
+            ],
+            "objective": "profit",
+            "policy": {"name": "thompson_profit", "options": {}},
+            "holdout": 0.05,
+            "floor": 0.02,
+        },
+    }
+}
+DUPLICATE: Example = {
+    "copy": {"summary": "A new key", "value": {"key": "summer-sale", "name": "Summer sale"}}
+}
+KEY: Example = {
+    "checkout": {
+        "summary": "A key for the checkout",
+        "value": {"name": "checkout", "scopes": ["decide", "reward"]},
+    }
+}
+USER: Example = {
+    "marketer": {
+        "summary": "A marketer",
+        "value": {
+            "email": "ana@shop.example",
+            "name": "Ana",
+            "role": "marketer",
+            "password": "three calm otters",
+        },
+    }
+}
+CUSTOMERS: Example = {
+    "two": {
+        "summary": "Two customers",
+        "value": {
+            "customers": [
+                {"unit": "customer-8231", "attributes": {"recency_days": 12, "spend_band": "b"}},
+                {"unit": "customer-1007", "attributes": {"recency_days": 90}},
+            ]
+        },
+    }
+}
