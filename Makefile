@@ -13,12 +13,12 @@ LOCK    := requirements.lock
 PYTEST  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study serve test check format upgrade chromium clean
+.PHONY: bench-serving help install demo study serve test check format upgrade chromium clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort \
-	| awk -F '\t' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort \
+	| awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 install: $(STAMP)  ## Build the environment in .venv from the lock
 
@@ -38,6 +38,9 @@ $(STAMP): pyproject.toml $(LOCK)
 
 demo: $(STAMP)  ## Show the whole loop on real retail data; Ctrl-C ends it
 	$(BIN)/barter demo
+
+bench-serving: $(STAMP)  ## Time a durable decision beside an empty Flask view
+	$(BIN)/python -m tests.bench.serving
 
 study: $(STAMP)  ## The demo's campaign over 20 seeds through the real server (an hour)
 	$(BIN)/python -m service.demo.study --output tests/bench/demo_study.md

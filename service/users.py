@@ -2,7 +2,7 @@
 
 | role | sees | changes |
 |---|---|---|
-| ``marketer`` | campaigns, reports | campaigns |
+| ``marketer`` | campaigns, reports, the decision log | campaigns |
 | ``analyst`` | campaigns, reports, the decision log | nothing |
 | ``developer`` | campaigns, the decision log, API keys | API keys |
 | ``admin`` | everything | everything, users too |

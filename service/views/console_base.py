@@ -36,7 +36,7 @@ Reply = flask.Response | AnyResponse | str | tuple[str, int]
 View = TypeVar("View", bound=Callable[..., Reply])
 
 RIGHTS: dict[str, frozenset[Right]] = {
-    "marketer": frozenset(("read", "edit")),
+    "marketer": frozenset(("read", "edit", "decisions")),
     "analyst": frozenset(("read", "decisions", "audit")),
     "developer": frozenset(("read", "decisions", "audit", "keys")),
     "admin": frozenset(("read", "edit", "decisions", "audit", "keys", "users")),

@@ -138,10 +138,10 @@ def _row(session: Session, campaign: Campaign, state: str) -> Row:
 
 def subtitle(plan: CampaignDefinition) -> str:
     """Return what a campaign is about in half a line."""
-    groups = len(plan.segments) + 1
+    segments = len(plan.segments) + 1
     parts = [f"{len(plan.arms)} offers", OBJECTIVES[plan.objective][0].lower()]
-    if groups > 1:
-        parts.insert(1, f"{groups} groups")
+    if segments > 1:
+        parts.insert(1, f"{segments} segments")
     return " · ".join(parts)
 
 
@@ -406,9 +406,9 @@ def _label(name: str) -> str:
     parts = name.split("-")
     what = parts[-1].replace("_", " ")
     if parts[0] in ("arms", "segments") and len(parts) > 2 and parts[1].isdigit():
-        row = f"{'Offer' if parts[0] == 'arms' else 'Group'} {int(parts[1]) + 1}"
+        row = f"{'Offer' if parts[0] == 'arms' else 'Segment'} {int(parts[1]) + 1}"
         return f"{row}, {what}"
-    titles = {"starts_at": "Starts", "ends_at": "Ends", "arms": "Offers", "segments": "Groups"}
+    titles = {"starts_at": "Starts", "ends_at": "Ends", "arms": "Offers", "segments": "Segments"}
     return titles.get(name, what.capitalize())
 
 
@@ -458,7 +458,7 @@ def _arm(plan: CampaignDefinition, place: int) -> str:
 def _title(name: str) -> str:
     plain = name.removesuffix("_minor").removesuffix("_seconds").removesuffix("_at")
     titles = {
-        "segments": "Groups",
+        "segments": "Segments",
         "default_arm": "Usual offer",
         "floor": "Least share of every offer",
         "offer": "An offer stays valid",
@@ -696,7 +696,7 @@ def _questions(plan: CampaignDefinition) -> dict[str, Question]:
             f"Duplicate “{plan.name}”",
             "Make a copy",
             (
-                ("You get", "A new draft with the same offers, groups and guardrails."),
+                ("You get", "A new draft with the same offers, segments and guardrails."),
                 ("Without", "The schedule, and anything that was learnt."),
             ),
             "This is the copy: a draft, with everything but the schedule.",

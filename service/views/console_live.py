@@ -1,4 +1,4 @@
-"""The live page of a campaign: verdict, key figures, charts and the offers of every group."""
+"""The live page of a campaign: verdict, key figures, charts and the offers of every segment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def chart_picture(key: str, name: str) -> Reply:
 
 @page("/campaigns/<key:key>/report.csv", needs="read")
 def report_csv(key: str) -> Reply:
-    """Send the report's numbers, one row per offer and group."""
+    """Send the report's numbers, one row per offer and segment."""
     response = flask.Response(_report(key).to_csv(), mimetype="text/csv")
     response.headers["Content-Disposition"] = f'attachment; filename="{key}-report.csv"'
     return response
@@ -306,7 +306,7 @@ def _posterior(report: Report, segment: SegmentReport) -> Chart:
         for arm in segment.arms
         if arm.posterior.mean is not None
     )
-    whole = "" if len(report.segments) == 1 else f" in the group “{segment.name}”"
+    whole = "" if len(report.segments) == 1 else f" in the segment “{segment.name}”"
     return Chart(
         name="posterior",
         title=f"What each offer is worth{whole}",
@@ -337,7 +337,7 @@ def _regret(report: Report, zone: str) -> Chart:
         name="regret",
         title="What finding out has cost",
         reading=regret.sentence,
-        caption="Estimated sum given up against always giving every group its best offer, with a"
+        caption="Estimated sum given up against always giving every segment its best offer, with a"
         " 90 % band. A line that flattens has stopped paying for lessons.",
         waiting="Appears as soon as something has been learnt.",
         table=Table(

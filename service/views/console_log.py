@@ -22,7 +22,7 @@ from service.views.console_campaigns import frame
 _ANY = ("", "Any")
 _MASKS = {
     "disabled": "Switched off",
-    "excluded for the segment": "Not for this group",
+    "excluded for the segment": "Not for this segment",
     "excluded by the request": "Ruled out by the request",
     "the budget no longer covers it": "Budget too small",
 }
@@ -197,11 +197,11 @@ def _why(told: history.Explanation) -> str:
     learnt = (
         "before anything was learnt"
         if made.snapshot == 0
-        else f"by what version {made.snapshot} knew"
+        else f"by what snapshot {made.snapshot} knew"
     )
     start = "The customer keeps an earlier draw: it" if made.reason == "sticky" else "It"
     return (
-        f"{start} had a chance of {words.percent(made.propensity, 2)} in the group “{group}”,"
+        f"{start} had a chance of {words.percent(made.propensity, 2)} in the segment “{group}”,"
         f" {learnt}, and it was drawn."
     )
 
@@ -232,9 +232,9 @@ def _facts(told: history.Explanation) -> list[tuple[str, str]]:
         ("When", words.moment(made.decided_at, plan.zone, seconds=True)),
         ("How", words.REASONS.get(made.reason, made.reason)),
         ("Holdout", "Yes" if made.reason == "holdout" else "No"),
-        ("Group", segment_name(plan, plan.segment_keys[made.segment])),
+        ("Segment", segment_name(plan, plan.segment_keys[made.segment])),
         ("Offer valid until", words.moment(made.expires_at, plan.zone)),
-        ("Learnt version", _version(told)),
+        ("Snapshot", _version(told)),
         ("Revision of the plan", str(made.revision)),
         ("Customer", f"{made.unit.hex()} (pseudonym)"),
         ("Decision id", str(made.id)),

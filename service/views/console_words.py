@@ -180,7 +180,7 @@ def review(
         Topic("When", _when(plan, now, launched)),
         Topic("Who gets what", _who(plan)),
         Topic("The offers", _offers(plan)),
-        Topic("Groups", _groups(plan)),
+        Topic("Segments", _groups(plan)),
         Topic("The aim", _aim(plan)),
         Topic("Limits", _limits(plan)),
         Topic("Counting", _counting(plan)),
@@ -231,7 +231,7 @@ def _groups(plan: CampaignDefinition) -> tuple[str, ...]:
     if not plan.segments:
         return ("Barter learns one answer for all customers together.",)
     told = [_group(plan, segment) for segment in plan.segments]
-    return (*told, "Everyone else is a group of their own. Barter learns for each group apart.")
+    return (*told, "Everyone else is a segment of their own. Barter learns for each segment apart.")
 
 
 def _group(plan: CampaignDefinition, segment: Segment) -> str:

@@ -220,7 +220,7 @@ def _create_with_a_mistake(visitor: Visitor) -> None:
     page.locator("#arms-2-gift").fill("Mug")
     page.locator("#arms-2-cost").fill("2.50")
     expect(page.locator("#arms-2-percent")).to_be_hidden()
-    page.get_by_role("button", name="Add a group").click()
+    page.get_by_role("button", name="Add a segment").click()
     page.locator("#segments-0-name").fill("Loyal")
     page.locator("#segments-0-rules-0-attribute").fill("recency_days")
     page.locator("#segments-0-rules-0-op").select_option("<=")
