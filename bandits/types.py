@@ -6,7 +6,7 @@ first returns, after the guardrails of :mod:`bandits.simplex`. Nothing here does
 or keeps global state.
 
 Letters, used in every shape: ``A`` arms, ``S`` segments, ``B`` batch rows, ``D`` features,
-``M`` posterior draws.
+``M`` posterior draws (reports draw; policies never do).
 """
 
 from collections.abc import Callable

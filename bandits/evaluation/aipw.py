@@ -178,6 +178,42 @@ def means(known: Scores, *, alpha: float = 0.05, target_rows: int = 10_000) -> E
     return Estimate(mean, lower, upper, rows, chosen, effective, alpha)
 
 
+def shortfall(known: Scores, *, alpha: float = 0.05, target_rows: int = 10_000) -> Estimate:
+    """What each arm would have earned per row beyond what was earned, with its sequence.
+
+    The mean of ``Γ_tk - r_t``, paired by row: where the arm was served with a propensity near 1
+    its own noise cancels. Otherwise as :func:`means`, one segment at a time.
+    """
+    rows, arms = known.score.shape
+    each = np.arange(rows)
+    weight = known.inverse[each, known.arm]
+    reward = known.score[each, known.arm] - known.residual * (weight - 1.0)
+    count = np.bincount(known.arm, minlength=arms)
+    total = np.bincount(known.arm, known.residual**2, minlength=arms)
+    pooled = total.sum() / max(rows, 1)
+    variance = (total + SHRINKAGE * pooled) / (count + SHRINKAGE)
+    p = np.divide(1.0, known.inverse, out=np.zeros(known.inverse.shape), where=known.inverse > 0)
+    mean, half, eligible = np.full(arms, np.nan), np.full(arms, np.inf), known.inverse > 0
+    for k in range(arms):
+        here = eligible[:, k]
+        n = int(here.sum())
+        if not n:
+            continue
+        value = known.score[here, k] - reward[here]
+        # Had every row its arm's residual variance: p (1/p - 1)² for k, and p for the others.
+        own = variance[k] * (known.inverse[here, k] + p[here, k] - 2.0)
+        implied = float((own + p[here] @ variance - p[here, k] * variance[k]).mean())
+        mean[k] = value.mean()
+        if count[k] >= MINIMUM_CHOSEN:
+            sd = np.sqrt(np.maximum(value.var(), implied))
+            half[k] = half_width(np.array(n), sd, alpha=alpha, target_rows=target_rows)
+    effective = np.bincount(known.arm, weight, minlength=arms) ** 2 / np.maximum(
+        np.bincount(known.arm, weight**2, minlength=arms), 1.0
+    )
+    found = np.where(eligible.any(axis=0), mean, np.nan)
+    return Estimate(found, mean - half, mean + half, eligible.sum(axis=0), count, effective, alpha)
+
+
 def contrast(
     known: Scores, *, arm: int, against: int, alpha: float = 0.05, target_rows: int = 10_000
 ) -> Contrast:

@@ -268,17 +268,30 @@ def regrets(show: Show, total: figures.Totals, report: dict[str, Any]) -> None:
         ("True, of the logged decisions", f"{total.regret / MINOR:,.2f}", ""),
         ("True, of an equal split", f"{total.split_regret / MINOR:,.2f}", ""),
     ]
+    found = report["regret"]
     for name, bands in (
-        ("Estimated by Barter", report["regret"]["bands"]),
-        ("Estimated by Barter, equal split", report["regret"]["equal_split"]),
+        ("Estimated by Barter", found["bands"]),
+        ("Estimated by Barter, equal split", found["equal_split"][:1]),
     ):
         for band in bands:
             if band["mean"]:
                 mean, low, high = (band[part][-1] / MINOR for part in ("mean", "low", "high"))
                 label = f"{name} ({band['prior']})"
                 rows.append((label, f"{mean:,.2f}", f"{low:,.2f} to {high:,.2f}"))
+    rows.append(("Bounds by Barter without any prior", "", between(found["prior_free"])))
     show.table(("", "USD", "90 % band"), rows)
+    if found["bands"]:
+        show.say(f"The first of the estimates: {found['bands'][0]['assumption']}")
     show.say(f"Barter's true regret is {share:.0%} of the equal split's.")
+
+
+def between(bounds: dict[str, Any]) -> str:
+    """Return bounds in USD in words; a bound that cannot be told is said to be unknown."""
+    low, high = (
+        "unknown" if end is None else f"{end / MINOR:,.2f}"
+        for end in (bounds["low"], bounds["high"])
+    )
+    return f"{low} to {high}"
 
 
 def waiting(show: Show, engine: Engine, campaign: str) -> None:

@@ -23,6 +23,7 @@ BUCKETS = 60
 CURVE_POINTS = 161
 CURVE_NUMBERS = 40_000  # in all, so that a campaign of many arms and segments stays readable
 RECENT = dt.timedelta(days=7)
+REGRET_ALPHA = 0.1
 SRM_ALARM = 0.01
 GOOD_SAMPLE = 1000
 OBJECTIVES = {
@@ -404,8 +405,7 @@ def _regret(material: Material) -> fields.Regret:
         )  # fmt: skip
     equal = regret.equal_split(counts, mask=belief.allowed)
     bands, splits = (
-        tuple(_band(name, known.draws(estimates.DRAWS, seed=0), cells, belief.allowed)
-              for name, known in belief.priors.items())
+        tuple(_band(name, draws, cells, belief.allowed) for name, draws in belief.priors.items())
         for cells in (counts, equal)
     )  # fmt: skip
     return fields.Regret(
@@ -421,24 +421,17 @@ def _regret(material: Material) -> fields.Regret:
 def _band(prior: str, draws: Floats, counts: Ints | Floats, allowed: Bools) -> fields.RegretBand:
     found = regret.estimate(draws, counts, mask=allowed)
     mean, low, high = (_rounded(line) for line in found[:3])
-    return fields.RegretBand(prior=prior, mean=mean, low=low, high=high)
+    return fields.RegretBand(
+        prior=prior, assumption=fields.ASSUMPTIONS[prior], mean=mean, low=low, high=high
+    )
 
 
 def _prior_free(material: Material) -> Estimate:
-    """Bracket the regret by the arms' intervals, at a level at which all of them hold."""
-    alpha = ALPHA / material.belief.allowed.size
-    some = [cut for cut in material.slices if len(cut.time)]
-    ends = [estimates.widened(cut.means, alpha) for cut in some]
-    met = [cut.means.rows > 0 for cut in some]
+    """Bound the regret by what every arm would have earned; a 90 % bracket, as the bands are."""
     low, high = regret.bracket(
-        np.array(
-            [np.where(here, lower, -np.inf) for here, (lower, _) in zip(met, ends, strict=True)]
-        ),
-        np.array(
-            [np.where(here, upper, -np.inf) for here, (_, upper) in zip(met, ends, strict=True)]
-        ),
-        decisions=np.array([len(cut.time) for cut in some]),
-        realised=np.array([float(cut.reward.sum()) for cut in some]),
+        [cut.scores for cut in material.slices],
+        alpha=REGRET_ALPHA,
+        target_rows=estimates.TARGET_ROWS,
     )
     return Estimate(low=_known(low), high=_known(high))
 
@@ -448,9 +441,14 @@ def _cost_in_words(material: Material, band: fields.RegretBand, split: fields.Re
         _amount(material.definition, line[-1])
         for line in (band.mean, band.low, band.high, split.mean)
     )
+    nearly = (
+        " Some offers are too close to call: the true cost may be well below this."
+        if band.low[-1] < band.mean[-1] / 3
+        else ""
+    )
     return (
         f"Learning has cost about {mine} so far (90 % likely between {low} and {high}); an equal"
-        f" split of the same visitors would have cost about {theirs}."
+        f" split of the same visitors would have cost about {theirs}.{nearly}"
     )
 
 

@@ -16,16 +16,18 @@ from bandits import ledger, policies
 from bandits.evaluation import aipw
 from bandits.evaluation.aipw import Scores
 from bandits.evaluation.regret import matched_prior
+from bandits.posteriors import shared
 from bandits.posteriors.summary import ArmPosterior, Prior, posterior
 from bandits.types import REWARD_LIMIT, ArmSums, Batch, Contexts
 from service.definition import CampaignDefinition
-from service.reports.fields import UNKNOWN, Estimate
+from service.reports.fields import OVERALL, OWN, SIMILAR, SMOOTH, SPREAD, UNKNOWN, Estimate
 from service.reports.log import STICKY, Bools, Floats, Ints, Log
 
 ALPHA = 0.05
 TARGET_ROWS = 10_000
 LEAST_UNITS = 30  # on either side of the holdout, before their spread can be trusted
 DRAWS = 2000
+MOST_NUMBERS = 5_000_000  # in the draws under one prior
 MODELS = {
     "thompson_beta": "conversion",
     "thompson_profit": "profit",
@@ -152,14 +154,6 @@ def _against(known: Scores, best: int, met: NDArray[np.intp]) -> Comparison:
     return Comparison(best=best, difference=difference, half=half, decisions=decisions, alpha=alpha)
 
 
-def widened(means: aipw.Estimate, alpha: float) -> tuple[Floats, Floats]:
-    """The ends of the same intervals at another level."""
-    one, rows = np.ones(len(means.rows)), np.maximum(means.rows, 1)
-    factor = _half_width(rows, one, alpha) / _half_width(rows, one, means.alpha)
-    centre = np.where(means.rows > 0, means.mean, 0.0)
-    return centre - (centre - means.lower) * factor, centre + (means.upper - centre) * factor
-
-
 def narrowing(rows: float, more: float, alpha: float) -> float:
     """By what factor an interval narrows when its decisions grow from `rows` to `more`."""
     widths = _half_width(np.array([rows, more]), np.ones(2), alpha)
@@ -222,7 +216,7 @@ class Belief:
         sums: (S, A) the ledger of the log.
         allowed: (S, A) the arms that a segment may be served.
         own: the posterior that the policy acts on.
-        priors: posteriors by the name of their prior: the policy's own first.
+        priors: (M, S, A) draws by the name of their prior: the best calibrated first.
         best: (S, A) P(arm is best); NaN in segments without a choice.
         draws: (M, S, A) draws from `own`.
     """
@@ -230,7 +224,7 @@ class Belief:
     sums: ArmSums
     allowed: Bools
     own: ArmPosterior
-    priors: dict[str, ArmPosterior]
+    priors: dict[str, Floats]
     best: Floats
     draws: Floats
 
@@ -268,7 +262,7 @@ def belief(log: Log, reward: Ints, definition: CampaignDefinition) -> Belief:
         sums=sums,
         allowed=allowed,
         own=own,
-        priors=_posteriors(sums, definition, model, own),
+        priors=_by_prior(sums, definition, model, own),
         best=_best(sums, allowed, definition, model),
         draws=own.draws(DRAWS, seed=0),
     )
@@ -289,9 +283,10 @@ def _own_options(definition: CampaignDefinition, model: str) -> dict[str, Any]:
     return options
 
 
-def _sale_values(definition: CampaignDefinition) -> Floats:
+def _sale_values(definition: CampaignDefinition, *, basket: int | None = None) -> Floats:
+    """(S, A) profit of a sale at this basket, or at the typical one."""
     arms, segments = range(len(definition.arms)), range(len(definition.segment_keys))
-    basket = definition.basket_minor
+    basket = basket or definition.basket_minor
     return np.array(
         [[definition.profit_of_sale(s, a, basket) for a in arms] for s in segments], float
     )
@@ -307,18 +302,48 @@ def _own_prior(definition: CampaignDefinition, model: str) -> Prior:
     return Prior(**options)
 
 
-def _posteriors(
+def _by_prior(
     sums: ArmSums, definition: CampaignDefinition, model: str, own: ArmPosterior
-) -> dict[str, ArmPosterior]:
-    known = {"the policy's own": own}
+) -> dict[str, Floats]:
+    """Draws under every prior of `fields.ASSUMPTIONS` that applies, in that order."""
+    count = min(DRAWS, max(500, MOST_NUMBERS // sums.trials.size))
+    depth, offers = _depths(definition), _offers(definition)
+    known: dict[str, Floats] = {}
+    if np.ptp(depth) > 0:
+        known[SMOOTH] = shared.draws(
+            definition.objective, sums, count=count, seed=0, depth=depth, offers=offers
+        )
+    known[SIMILAR] = shared.draws(definition.objective, sums, count=count, seed=0, offers=offers)
+    if model != "conversion":
+        known[SPREAD] = posterior("revenue", sums).draws(count, seed=0)
     if model != "revenue":
         about = matched_prior(sums)
         if model == "profit":
             about = about._replace(value=_sale_values(definition))
-        known["the campaign's own conversion rate"] = posterior(model, sums, prior=about)
-    if model != "conversion":
-        known["the observed spread of rewards"] = posterior("revenue", sums)
+        known[OVERALL] = posterior(model, sums, prior=about).draws(count, seed=0)
+    known[OWN] = own.draws(count, seed=0)
     return known
+
+
+def _depths(definition: CampaignDefinition) -> Floats:
+    """(S, A) what offers cost on a typical basket, as a share of it."""
+    arms, segments = range(len(definition.arms)), range(len(definition.segment_keys))
+    basket = definition.basket_minor
+    given = [[definition.offer(s, a).discount_minor(basket) for a in arms] for s in segments]
+    return np.array(given, float) / basket
+
+
+def _offers(definition: CampaignDefinition) -> shared.Offers | None:
+    """What a conversion earns at a typical basket, and how that follows the basket."""
+    basket = float(definition.basket_minor)
+    if definition.objective == "conversion":
+        return None
+    if definition.objective == "revenue":
+        value = np.full((len(definition.segment_keys), len(definition.arms)), basket)
+        return shared.Offers(value, value)
+    # Half as much again and half as much: the slope over baskets as they come.
+    ends = [_sale_values(definition, basket=round(basket * part)) for part in (0.5, 1.5)]
+    return shared.Offers(_sale_values(definition), ends[1] - ends[0])
 
 
 def _best(sums: ArmSums, allowed: Bools, definition: CampaignDefinition, model: str) -> Floats:

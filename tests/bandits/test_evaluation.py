@@ -154,15 +154,46 @@ def test_regret_accumulates_and_the_equal_split_pays_more() -> None:
     mask = np.array([[True, False, True]])
     masked = regret.estimate(draws, regret.equal_split(counts, mask=mask), mask=mask)
     assert masked.mean[0] == pytest.approx(50 * 50, rel=0.05)
-    low, high = regret.bracket(
-        np.array([[90.0, 190.0, -np.inf]]),
-        np.array([[110.0, 210.0, 180.0]]),
-        decisions=np.array([100]),
-        realised=np.array([16_000.0]),
-    )
-    assert (low, high) == (3000.0, 5000.0)
     with pytest.raises(ValueError, match="counts"):
         regret.estimate(draws, counts[0])
+
+
+def test_the_band_of_nearly_tied_arms_reaches_down_to_no_regret() -> None:
+    rng = np.random.default_rng(12)
+    tied = rng.normal(100.0, 5.0, (4000, 3, 4))
+    counts = np.full((1, 3, 4), 50)
+    found = regret.estimate(tied, counts)
+    assert found.lower[0] == 0
+    assert 0 < found.mean[0] < found.upper[0]
+    # No arm may be served in the last segment any more: what was served there cost nothing.
+    mask = np.array([[True] * 4, [False, True, True, True], [False] * 4])
+    assert np.isfinite(np.array(regret.estimate(tied, counts, mask=mask)[:3])).all()
+    apart = rng.normal([[100.0, 200.0, 150.0]], 1.0, (500, 1, 3))
+    clear = regret.estimate(apart, np.array([[[30, 50, 20]]]))
+    assert clear.lower[0] == pytest.approx(4000, rel=0.03)
+    assert clear.upper[0] == pytest.approx(4000, rel=0.03)
+
+
+def test_the_bracket_needs_no_prior() -> None:
+    """It holds at every look, and says something once every arm has been tried enough."""
+    rates = np.array([0.1, 0.3])
+    logs = thompson_logs(list(rates), runs=60, batches=20, size=200, floor=0.1, seed=13)
+    held, told = [], []
+    for arm, p, reward in zip(*logs, strict=True):
+        for end in (200, 1000, 4000):
+            known = aipw.scores(arm[:end], p[:end], reward[:end])
+            low, high = regret.bracket([known], alpha=0.1)
+            truth = (rates.max() - rates)[arm[:end]].sum()
+            held.append(low <= truth <= high)
+        told.append(low > 0)
+        means = aipw.shortfall(known, alpha=0.05).mean
+        assert means[0] - means[1] == pytest.approx(aipw.contrast(known, arm=0, against=1).mean)
+    assert np.mean(held) >= 0.95
+    assert np.mean(told) >= 0.9
+    nothing = aipw.scores(arm[:0], p[:0], reward[:0])
+    assert regret.bracket([nothing]) == (0.0, 0.0)
+    few = aipw.scores(arm[:20], p[:20], reward[:20])
+    assert regret.bracket([few]) == (0.0, np.inf)
 
 
 @pytest.mark.parametrize("objective", ["conversion", "profit", "revenue"])

@@ -192,11 +192,13 @@ def test_the_summary_is_printed_in_plain_lines_where_there_is_no_terminal(fit: w
     profits(show, fit, total)
     band = {
         "prior": "the policy's own",
+        "assumption": "Assumes what the policy assumes.",
         "mean": [1.0, 900.0],
         "low": [0.0, 700.0],
         "high": [2.0, 1300.0],
     }
-    regrets(show, total, {"regret": {"bands": [band], "equal_split": []}})
+    bounds = {"mean": None, "low": 0.0, "high": None}
+    regrets(show, total, {"regret": {"bands": [band], "equal_split": [], "prior_free": bounds}})
     said = screen.getvalue()
     assert "\x1b" not in said, "no escape codes"
     assert said.count("Serving: ") == 4
@@ -204,6 +206,8 @@ def test_the_summary_is_printed_in_plain_lines_where_there_is_no_terminal(fit: w
     assert "0.3050" in said
     assert "+8.9%" in said
     assert "7.00 to 13.00" in said
+    assert "0.00 to unknown" in said
+    assert "The first of the estimates: Assumes what the policy assumes." in said
     assert "Barter's true regret is 25% of the equal split's." in said
 
 

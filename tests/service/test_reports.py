@@ -281,6 +281,39 @@ def test_csv_has_one_row_per_segment_and_arm(session: Session) -> None:
     assert rows[1]["name"] == "Ten, no less"
     assert sum(int(row["decisions"]) for row in rows[2:]) == report.header.randomised
     assert float(rows[0]["reward_mean"]) == report.arms[0].reward_mean
+    band = report.regret.bands[0]
+    for row in rows:
+        shown = [row[f"campaign_regret{end}"] for end in ("", "_low", "_high")]
+        assert [float(end) for end in shown] == [band.mean[-1], band.low[-1], band.high[-1]]
+        assert row["regret_prior"] == band.prior
+        assert float(row["equal_split_regret"]) == report.regret.equal_split[0].mean[-1]
+        assert (row["prior_free_regret_low"], row["prior_free_regret_high"]) == ("0.0", "")
+
+
+def test_the_regret_is_told_under_several_priors_and_says_how_it_may_err(
+    session: Session,
+) -> None:
+    # Four, three and two tenths of a sale: all three offers earn the same.
+    shop = Shop(session, definition(), np.full((2, 3), 0.2) * [1, 4 / 3, 2])
+    shop.serve(3, 300)
+    found = shop.report().regret
+    assert [band.prior for band in found.bands] == [band.prior for band in found.equal_split]
+    assert len(found.bands) == 5
+    assert all(band.assumption.startswith("Assumes ") for band in found.bands)
+    assert found.bands[0].low[-1] < found.bands[0].mean[-1] / 3
+    assert found.sentence.endswith("too close to call: the true cost may be well below this.")
+
+
+def test_gifts_of_one_cost_have_no_depth_to_be_smooth_in(session: Session) -> None:
+    gifts = [
+        {"key": key, "name": key, "offer": {"kind": "gift", "gift": key, "cost_minor": 200}}
+        for key in ("mug", "pen", "bag")
+    ]
+    shop = Shop(session, definition(arms=gifts, default_arm="mug"), WINNER)
+    shop.serve(3, 300)
+    regret = shop.report().regret
+    assert regret.bands[0].prior == "arms resemble each other"
+    assert regret.bands[0].low[-1] <= shop.regret <= regret.bands[0].high[-1]
 
 
 def test_every_field_has_a_help_text() -> None:
@@ -321,6 +354,7 @@ def test_a_clear_winner_is_found_and_its_figures_are_true(session: Session) -> N
     for arm, row in enumerate(report.arms):
         assert covers(row.estimate, float(shop.value[:, arm].mean()))
     final = report.regret.bands[0]
+    assert final.prior == "smooth in the depth of the discount"
     assert final.low[-1] <= shop.regret <= final.high[-1]
     assert covers(report.regret.prior_free, shop.regret)
     assert final.mean[-1] < report.regret.equal_split[0].low[-1]
