@@ -11,6 +11,8 @@ import hashlib
 import importlib.metadata
 import os
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 # The page needs Vega-Embed only; the rest stays out of the global scope.
@@ -24,25 +26,35 @@ def name() -> str:
 
 
 def path(folder: Path) -> Path:
-    """Return the gzipped bundle in a cache folder, built first if missing (about four seconds).
-
-    Processes that come at the same time wait for the one that builds.
-    """
+    """Return the gzipped bundle in a cache folder, built first if missing (about four seconds)."""
     built = folder / f"{name()}.gz"
-    if built.exists():
-        return built
+    if not built.exists():
+        prepare(folder).wait()
+    return built
+
+
+def prepare(folder: Path) -> "subprocess.Popen[bytes]":
+    """Begin to build the bundle, in a process of its own: the engine it starts is large."""
+    return subprocess.Popen([sys.executable, "-m", __name__, str(folder)])
+
+
+def build(folder: Path) -> None:
+    """Build the bundle if it is missing; of several processes one does, and the others wait."""
+    built = folder / f"{name()}.gz"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
-            _build(built)
-    return built
+            _write(built)
 
 
-def _build(target: Path) -> None:
-    # Importing vl-convert starts a JavaScript engine: only the one process that builds pays.
+def _write(target: Path) -> None:
     import vl_convert
 
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     draft.write_bytes(gzip.compress(vl_convert.javascript_bundle(SNIPPET).encode(), mtime=0))
     os.replace(draft, target)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

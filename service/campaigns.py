@@ -44,7 +44,8 @@ REMEDY = (
 def get(session: Session, key: str, *, lock: bool = False) -> Campaign:
     """Return a campaign by key; raises `UnknownCampaign`. ``lock`` holds it to the commit."""
     query = select(Campaign).where(Campaign.key == key)
-    campaign = session.scalar(query.with_for_update() if lock else query)
+    # The weaker lock: appending to the log refers to campaigns and need not wait for an editor.
+    campaign = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if campaign is None:
         raise UnknownCampaign(key)
     return campaign

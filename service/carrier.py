@@ -12,17 +12,17 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
 import structlog
-from sqlalchemy import Engine, Row, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from service import queries
-from service.spool import DECISION, OUTCOME, Spool, SpoolError
+from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
 
 BATCH = 2_000
+CUSTOMER_ROWS = 1_000
 IDLE_SECONDS = 0.02
 REFRESH_SECONDS = 1.0
 KEEP_SECONDS = 86_400.0
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 
 STATEMENTS = {DECISION: queries.INSERT_DECISIONS, OUTCOME: queries.INSERT_OUTCOMES}
 OVERLAP = dt.timedelta(seconds=60)
+NEWS = ("campaigns", "keys", "customers", "snapshot", "budgets")
+"""What, when it is announced, is brought down at once; of the log we are the ones who announce."""
 
 Entries = Sequence[tuple[int, int, bytes]]
 
@@ -45,6 +47,7 @@ class Carrier:
         self._released: dict[int, int] = {}
         self._customers_since: dt.datetime | None = None
         self._customers_seen: tuple[int, dt.datetime] | None = None
+        self._versions: dict[int, int] = {}
         self._refreshed_at = self._pruned_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -71,19 +74,29 @@ class Carrier:
             self._refreshed_at = now
             self._beat(database=True)
         if now - self._pruned_at > PRUNE_SECONDS:
-            self._spool.prune(self._shipped or 0, before=time.time() - KEEP_SECONDS)
-            self._pruned_at = now
+            before = time.time() - KEEP_SECONDS
+            if self._spool.prune(self._shipped or 0, before=before) < PRUNE_ROWS:
+                self._pruned_at = now
         return carried > 0
 
     def ship(self) -> int:
         """Carry the next entries up, exactly once; return how many."""
         if self._shipped is None:
-            with self._engine.begin() as connection:
-                self._shipped = connection.scalar(queries.SHIPPED, {"id": self._spool.id})
+            self._shipped = self._watermark()
+            if self._shipped > self._spool.last():
+                # This file is older than what was carried from it: a backup. Its next entries
+                # would pass for those; under a new name all are carried, and repeats add nothing.
+                log.error("local_log_was_restored", shipped=self._shipped)
+                self._spool.renew()
+                self._shipped = self._watermark()
         entries = self._spool.after(self._shipped or 0, limit=BATCH)
         if entries:
             self._ship(entries)
         return len(entries)
+
+    def _watermark(self) -> int:
+        with self._engine.begin() as connection:
+            return connection.scalar(queries.SHIPPED, {"id": self._spool.id}) or 0
 
     def _ship(self, entries: Entries) -> None:
         try:
@@ -140,33 +153,50 @@ class Carrier:
                 }
                 for row in connection.execute(queries.live_keys())
             ]
-            snapshots = {
-                f"snapshot:{row.id}": row.version.to_bytes(8, "big") + row.state
-                for row in connection.execute(queries.newest_snapshots())
-            }
+            newest = {row.id: row.version for row in connection.execute(queries.newest_versions())}
+            snapshots = self._states(connection, newest)
             released: dict[int, int] = {
                 row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
             }
-            customers = connection.execute(queries.customers_since(self._customers_since)).all()
+            self._keep_customers(connection)
         catalogue = orjson.dumps({"campaigns": campaigns, "keys": keys})
         values = {"catalogue": catalogue, **snapshots}
         changed = {name: value for name, value in values.items() if self._spool.read(name) != value}
         if changed:
             self._spool.write(changed)
-        self._keep_customers(customers)
+        self._versions = newest
         if released != self._released:
             self._spool.release(released)
             self._released = released
 
-    def _keep_customers(self, rows: Sequence[Row[Any]]) -> None:
-        """Keep attributes that are news; a minute is read twice, for overlapping writers."""
-        signature = (len(rows), rows[-1].updated_at) if rows else None
-        if signature is None or signature == self._customers_seen:
+    def _states(self, connection: Connection, newest: dict[int, int]) -> dict[str, bytes]:
+        """Return the snapshots that have not been brought down yet, as they are cached."""
+        wanted = [place for place in newest.items() if self._versions.get(place[0]) != place[1]]
+        if not wanted:
+            return {}
+        return {
+            f"snapshot:{row.campaign_id}": row.version.to_bytes(8, "big") + row.state
+            for row in connection.execute(queries.snapshot_states(wanted))
+        }
+
+    def _keep_customers(self, connection: Connection) -> None:
+        """Keep attributes that are news; the last minute is read again, for overlapping writers.
+
+        In small pieces, each a transaction of its own: decisions want the local log meanwhile.
+        """
+        since = self._customers_since
+        number, newest, now = connection.execute(queries.customers_news(since)).one()
+        if newest is None:
             return
-        self._spool.store_customers(
-            [(bytes(row.unit), orjson.dumps(row.attributes)) for row in rows]
-        )
-        self._customers_seen, self._customers_since = signature, rows[-1].updated_at - OVERLAP
+        if (number, newest) != self._customers_seen:
+            pieces = connection.execution_options(yield_per=CUSTOMER_ROWS)
+            for rows in pieces.execute(queries.customers_since(since)).partitions():
+                self._spool.store_customers(
+                    [(bytes(row.unit), orjson.dumps(row.attributes)) for row in rows]
+                )
+            self._customers_seen = number, newest
+        overlap = OVERLAP if now - newest < OVERLAP else dt.timedelta(0)
+        self._customers_since = newest - overlap
 
     def _beat(self, *, database: bool) -> None:
         """Leave word for the health page of how things stand."""

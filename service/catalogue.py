@@ -8,6 +8,7 @@ few milliseconds; readers always see one whole, immutable picture.
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import structlog
@@ -33,9 +34,9 @@ class KeyView:
 class _Picture:
     generation: int = -1
     versions: dict[str, int] = field(default_factory=dict)
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     campaigns: dict[str, LiveCampaign] = field(default_factory=dict)
     keys: dict[str, KeyView] = field(default_factory=dict)
-    carried_at: float = 0.0
 
 
 class Catalogue:
@@ -109,36 +110,44 @@ class Catalogue:
 
     def _load(self, generation: int) -> _Picture:
         old, versions = self._picture, self._spool.versions()
-        document = orjson.loads(self._spool.read("catalogue") or b'{"campaigns":[],"keys":[]}')
-        same_catalogue = versions.get("catalogue") == old.versions.get("catalogue")
+        if versions.get("catalogue") == old.versions.get("catalogue"):
+            rows, keys = old.rows, old.keys
+        else:
+            document = orjson.loads(self._spool.read("catalogue"))
+            rows = {row["id"]: row for row in document["campaigns"]}
+            keys = {row["public_id"]: _key(row) for row in document["keys"]}
         by_id = {campaign.id: campaign for campaign in old.campaigns.values()}
         campaigns: dict[str, LiveCampaign] = {}
-        for row in document["campaigns"]:
-            name = f"snapshot:{row['id']}"
-            known = by_id.get(row["id"])
-            if known and same_catalogue and versions.get(name) == old.versions.get(name):
-                live: LiveCampaign | None = known
-            else:
-                live = self._load_campaign(row, name) or known
-            if live is not None:
-                campaigns[row["definition"]["key"]] = live
-        keys = {
-            row["public_id"]: KeyView(
-                row["public_id"],
-                row["name"],
-                bytes.fromhex(row["secret_sha256"]),
-                frozenset(row["scopes"]),
-            )
-            for row in document["keys"]
-        }
-        return _Picture(generation, versions, campaigns, keys)
+        for id, row in rows.items():
+            name, known, same = f"snapshot:{id}", by_id.get(id), old.rows.get(id) == row
+            if known is None or not same or versions.get(name) != old.versions.get(name):
+                known = self._load_campaign(row, name, known, same=same)
+            if known is not None:
+                campaigns[row["definition"]["key"]] = known
+        return _Picture(generation, versions, rows, campaigns, keys)
 
-    def _load_campaign(self, row: dict[str, object], name: str) -> LiveCampaign | None:
+    def _load_campaign(
+        self, row: dict[str, Any], name: str, known: LiveCampaign | None, *, same: bool
+    ) -> LiveCampaign | None:
+        """Load a campaign; one that cannot be read takes no other down and still obeys a stop.
+
+        What is known of it goes on in its new state, or else it starts as if nothing were learnt.
+        """
         stored = self._spool.read(name)
         version, state = int.from_bytes(stored[:8], "big"), stored[8:]
+        definition = known.definition if known and same else None
         try:
-            return LiveCampaign.load(row, state, version)
+            return LiveCampaign.load(row, state, version, definition=definition)
         except ValueError:
-            # One campaign that this code cannot read must not take the others down.
             log.exception("campaign_not_loaded", campaign=row["id"])
+        if known is not None:
+            return known.moved(row["state"], killed=row["killed"])
+        try:
+            return LiveCampaign.load(row, None, 0)
+        except ValueError:
             return None
+
+
+def _key(row: dict[str, Any]) -> KeyView:
+    secret = bytes.fromhex(row["secret_sha256"])
+    return KeyView(row["public_id"], row["name"], secret, frozenset(row["scopes"]))

@@ -60,14 +60,14 @@ def _share_figures(config: Config) -> None:
 def carry(config: Config, _: argparse.Namespace) -> int:
     """Run the carrier only: the local log up to Postgres, campaigns and snapshots down."""
     from service import db
-    from service.carrier import Carrier
+    from service.carrier import NEWS, Carrier
     from service.spool import Spool
     from service.supervisor import database_url, follow, until_signalled
 
     url = database_url(config)
     carrier = Carrier(Spool(config.data), db.engine(url))
     with until_signalled() as stop:
-        follow(url, carrier.changed, stop)
+        follow(url, carrier.changed, stop, only=NEWS)
         carrier.run(stop)
     return 0
 

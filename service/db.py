@@ -52,6 +52,8 @@ def engine(
         max_overflow=pool_size,
         pool_timeout=connect_timeout_seconds,
         pool_pre_ping=True,
+        # What is written may be personal or a secret's hash: it has no place in our log.
+        hide_parameters=True,
         connect_args={
             "application_name": application_name,
             "connect_timeout": connect_timeout_seconds,

@@ -1,12 +1,14 @@
 """A decision, from request to reply. This file is the checkout path, in the order it happens.
 
-    request → known already? → campaign, unit, segment → running? holdout? sticky?
-            → mask → simplex → draw → durable on this host's disk → reply
+    request → campaign, unit, segment → mask of eligible arms → running? holdout? anything eligible?
+            → the arm that the unit keeps (sticky), else the simplex and a draw
+            → durable in the spool, where a repeated request id meets its first decision → reply
 
-Everything is in memory or in the local log (`service.spool`); nothing here waits for Postgres. A
-decision is a function of (campaign seed, decision id, snapshot, segment, mask): `service.replay`
-recomputes it from the log. What was not randomised (not running, holdout, nothing eligible) gets
-the default arm with propensity 1 and says so in ``reason``; learning ignores it.
+Everything is in memory or in the spool (`service.spool`), this host's durable log; nothing here
+waits for Postgres. A drawn decision is a function of (campaign seed, decision id, revision,
+snapshot, segment, mask), a sticky one repeats the decision named in ``origin``: `service.replay`
+recomputes both. What was not randomised (not running, holdout, nothing eligible) gets the default
+arm with propensity 1 and says so in ``reason``; no policy learns from it.
 """
 
 import datetime as dt
@@ -28,6 +30,10 @@ from service.snapshots import Choice, LiveCampaign
 from service.spool import DECISION, Assignment, Entry, Reservation, SpoolError, Stored
 
 RANDOMISED = ("policy", "sticky")
+"""Reasons that policies learn from: a sticky repeat has its draw's propensity, its own reward."""
+TRIES = 5
+TOLD = {"arm", "offer", "segment"}
+"""What a repeated request must be told again, whatever has been edited meanwhile."""
 log = structlog.get_logger()
 
 
@@ -56,7 +62,7 @@ class Draft:
 
     @property
     def reserved_minor(self) -> int:
-        """What this offer sets aside of the budget until it ends: the most that it can cost."""
+        """What this offer sets aside of the budget until it is settled: the most it can cost."""
         definition = self.campaign.definition
         if definition.budget_minor is None:
             return 0
@@ -75,7 +81,7 @@ class Draft:
             "campaign_id": self.campaign.id,
             "revision": self.campaign.revision,
             "snapshot": self.snapshot,
-            "unit": f"\\x{self.unit.hex()}",
+            "unit": f"\\x{self.unit.hex()}",  # bytea in PostgreSQL's text form
             "segment": self.segment,
             "mask": self.mask,
             "simplex": self.choice.simplex,
@@ -87,7 +93,8 @@ class Draft:
             "reserved_minor": self.reserved_minor,
             "decided_at": self.decided_at,
             "expires_at": self.expires_at,
-            "fingerprint": fingerprint(self.request),
+            "fingerprint": fingerprint(self.request, self.unit),
+            "told": self.reply().model_dump(mode="json", include=TOLD),
         }
         return Entry(
             DECISION, self.id.bytes, orjson.dumps(row), self.assignment, self._reservation()
@@ -95,42 +102,56 @@ class Draft:
 
     def reply(self) -> DecisionReply:
         """Return what the app server gets."""
-        return _reply(
-            self.campaign, self.id, self.segment, self.choice.arm, self.choice.propensity,
-            self.reason, self.snapshot, self.expires_at,
-        )  # fmt: skip
+        definition = self.campaign.definition
+        return DecisionReply.model_construct(
+            decision_id=self.id,
+            campaign=definition.key,
+            arm=definition.arms[self.choice.arm].key,
+            offer=definition.offer(self.segment, self.choice.arm),
+            propensity=self.choice.propensity,
+            reason=self.reason,
+            segment=definition.segment_keys[self.segment],
+            snapshot=self.snapshot,
+            expires_at=self.expires_at,
+        )
 
 
 def decide(
-    runtime: Runtime, requests: Sequence[DecisionRequest], *, now: dt.datetime | None = None
+    runtime: Runtime,
+    requests: Sequence[DecisionRequest],
+    *,
+    now: dt.datetime | None = None,
+    tries: int = TRIES,
 ) -> list[DecisionReply]:
     """Choose an arm for every request, durably, all with one synchronisation of the disk.
 
-    Should the local log refuse, every reply is the campaign's default arm with the reason
-    ``unavailable``: a checkout always gets an answer.
+    Should the local log refuse, or others be quicker every one of ``tries`` times, the reply is
+    the campaign's default arm with the reason ``unavailable``: a checkout always gets an answer.
+    Such a reply is not kept: its id is unknown to the log, and outcomes for it earn nothing.
 
     Raises:
         UnknownCampaign: a request names a campaign that does not exist; nothing is kept.
-        IdempotencyConflict: a request id was used before for another request.
+        IdempotencyConflict: a request id was used before for another request; the other requests
+            of the list are kept.
     """
     moment = now or dt.datetime.now(dt.UTC)
-    drafts = [_draft(runtime, request, place, moment) for place, request in enumerate(requests)]
+    drafts = [_draft(runtime, request, index, moment) for index, request in enumerate(requests)]
     try:
         stored = runtime.spool.append([draft.entry() for draft in drafts])
     except SpoolError:
         log.exception("decisions_not_kept", count=len(drafts))
         return [_unavailable(draft) for draft in drafts]
     return [
-        _settle(runtime, draft, result, moment, place)
-        for place, (draft, result) in enumerate(zip(drafts, stored, strict=True))
+        _settle(runtime, draft, result, moment, index, tries)
+        for index, (draft, result) in enumerate(zip(drafts, stored, strict=True))
     ]
 
 
 def decision_id(campaign: LiveCampaign, request_id: str | None) -> uuid.UUID:
-    """Return a new id: a UUIDv8 (RFC 9562) that starts with the campaign's number.
+    """Return the decision's id: a UUIDv8 (RFC 9562) that starts with the campaign's number.
 
-    A request id always yields the same decision id, on every host, so that a repeat meets the
-    decision that was stored first.
+    Random, or derived from the request id: then a repeat meets the decision that was stored first,
+    in this host's spool within a day, and in Postgres for good.
     """
     if request_id is None:
         tail = os.urandom(12)
@@ -146,37 +167,59 @@ def campaign_number(decision: uuid.UUID) -> int:
     return decision.int >> 96
 
 
-def fingerprint(request: DecisionRequest) -> str:
-    """Return what tells two requests under one request id apart, without storing the unit."""
-    return hashlib.blake2b(request.model_dump_json().encode(), digest_size=12).hexdigest()
+def fingerprint(request: DecisionRequest, unit: bytes) -> str:
+    """Return what tells two requests under one request id apart, without betraying the unit.
+
+    The unit goes in as its pseudonym: a hash of its plain name could be found by trying names.
+    """
+    rest = request.model_dump_json(exclude={"unit"})
+    return hashlib.blake2b(rest.encode(), key=unit, digest_size=12).hexdigest()
 
 
-def _draft(runtime: Runtime, request: DecisionRequest, place: int, now: dt.datetime) -> Draft:
+def _draft(runtime: Runtime, request: DecisionRequest, index: int, now: dt.datetime) -> Draft:
     campaign = runtime.catalogue.campaign(request.campaign)
     if campaign is None:
-        raise UnknownCampaign(request.campaign, place)
-    definition, unit = campaign.definition, runtime.pseudonym(request.unit)
-    segment = segment_of(definition, _attributes(runtime, request, unit))
+        raise UnknownCampaign(request.campaign, index)
+    definition = campaign.definition
+    default = Draft(
+        id=decision_id(campaign, request.request_id),
+        request=request,
+        campaign=campaign,
+        unit=runtime.pseudonym(request.unit),
+        segment=segment_of(definition, request.attributes),
+        mask=0,
+        why={"masked": {}},
+        choice=campaign.certain(definition.default_index),
+        reason="unavailable",
+        decided_at=now,
+        snapshot=campaign.version,
+    )
+    try:
+        return _choose(runtime, default)
+    except (SpoolError, ValueError, ArithmeticError):
+        # Whatever is wrong with our disk or with a policy's state, a checkout gets an answer.
+        log.exception("default_arm_served", campaign=definition.key)
+        return default
+
+
+def _choose(runtime: Runtime, default: Draft) -> Draft:
+    campaign, request, definition = default.campaign, default.request, default.campaign.definition
+    segment = segment_of(definition, _attributes(runtime, request, default.unit))
     limited = definition.budget_minor is not None
     committed = runtime.spool.committed(campaign.id) if limited else 0
     reasons = masked(definition, segment, request.exclude_arms, committed)
     mask = mask_bits(definition, reasons)
-    draft = Draft(
-        id=decision_id(campaign, request.request_id),
-        request=request,
-        campaign=campaign,
-        unit=unit,
+    draft = replace(
+        default,
         segment=segment,
         mask=mask,
         why={"masked": reasons},
-        choice=campaign.certain(definition.default_index),
-        reason=campaign.state_at(now),
-        decided_at=now,
-        snapshot=campaign.version,
+        # Stands if the campaign does not run; "running" is replaced below.
+        reason=campaign.state_at(default.decided_at),
     )
     if draft.reason != "running":
         return draft
-    if held_out(definition, campaign.seed, unit):
+    if held_out(definition, campaign.seed, draft.unit):
         return replace(draft, reason="holdout")
     if mask == 0:
         return replace(draft, reason="no_eligible_arm")
@@ -189,6 +232,7 @@ def _attributes(runtime: Runtime, request: DecisionRequest, unit: bytes) -> Mapp
 
 
 def _randomise(runtime: Runtime, draft: Draft) -> Draft:
+    """Repeat the unit's assignment or draw; the time of an assignment runs from its draw."""
     sticky = draft.campaign.definition.sticky_seconds
     held = None
     if sticky:
@@ -229,51 +273,35 @@ def _stick(draft: Draft, held: bytes) -> Draft:
     kept = orjson.loads(held)
     choice = Choice(kept["arm"], kept["propensity"], tuple(kept["simplex"]))
     return replace(
-        draft, choice=choice, reason="sticky", origin=kept["origin"], snapshot=kept["snapshot"],
-        assignment=None,
-    )  # fmt: skip
+        draft, choice=choice, reason="sticky", origin=kept["origin"], snapshot=kept["snapshot"]
+    )
 
 
 def _settle(
-    runtime: Runtime, draft: Draft, stored: Stored, now: dt.datetime, place: int
+    runtime: Runtime, draft: Draft, stored: Stored, now: dt.datetime, index: int, tries: int
 ) -> DecisionReply:
     if stored.known is not None:
-        return _known(runtime, draft, orjson.loads(stored.known), place)
+        return _known(draft, orjson.loads(stored.known), index)
     if stored.assigned is not None or stored.exhausted:
+        if tries <= 1:
+            log.error("decision_not_kept", campaign=draft.campaign.definition.key)
+            return _unavailable(draft)
         # While ours was being drawn, another request assigned this unit, or took what was left
         # of the budget. Nothing of ours was kept; a fresh look sees what is true now.
-        (again,) = decide(runtime, [draft.request], now=now)
+        (again,) = decide(runtime, [draft.request], now=now, tries=tries - 1)
         return again
     return draft.reply()
 
 
-def _known(runtime: Runtime, draft: Draft, row: dict[str, Any], place: int) -> DecisionReply:
-    if row["fingerprint"] != fingerprint(draft.request):
-        raise IdempotencyConflict(place)
-    return _reply(
-        draft.campaign, draft.id, row["segment"], row["arm"], row["propensity"], row["reason"],
-        row["snapshot"], dt.datetime.fromisoformat(row["expires_at"]),
-    )  # fmt: skip
+def _known(draft: Draft, row: dict[str, Any], index: int) -> DecisionReply:
+    if row["fingerprint"] != fingerprint(draft.request, draft.unit):
+        raise IdempotencyConflict(index)
+    same = {name: row[name] for name in ("propensity", "reason", "snapshot", "expires_at")}
+    return DecisionReply.model_validate(
+        {"decision_id": draft.id, "campaign": draft.campaign.definition.key, **same, **row["told"]}
+    )
 
 
 def _unavailable(draft: Draft) -> DecisionReply:
     default = draft.campaign.definition.default_index
     return replace(draft, choice=draft.campaign.certain(default), reason="unavailable").reply()
-
-
-def _reply(
-    campaign: LiveCampaign, id: uuid.UUID, segment: int, arm: int, propensity: float, reason: str,
-    snapshot: int, expires_at: dt.datetime,
-) -> DecisionReply:  # fmt: skip
-    definition = campaign.definition
-    return DecisionReply.model_construct(
-        decision_id=id,
-        campaign=definition.key,
-        arm=definition.arms[arm].key,
-        offer=definition.offer(segment, arm),
-        propensity=propensity,
-        reason=reason,
-        segment=definition.segment_keys[segment],
-        snapshot=snapshot,
-        expires_at=expires_at,
-    )

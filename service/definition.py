@@ -417,6 +417,8 @@ class CampaignDefinition(Document):
             raise ValueError(f"floor: {len(keys)} arms leave at most {1 / len(keys):.4f} each")
         if any(arm.cap is not None and arm.cap < self.floor for arm in self.arms):
             raise ValueError("arms: a cap must not lie below the floor")
+        if sum(1.0 if arm.cap is None else arm.cap for arm in self.arms if arm.enabled) < 1:
+            raise ValueError("arms: the caps leave some customers without an arm; raise one")
         self._limit_offers()
         if self.starts_at and self.ends_at and self.ends_at <= self.starts_at:
             raise ValueError("ends_at: must come after starts_at")

@@ -3,17 +3,20 @@
     outcomes in Postgres → decisions they touch → what each is worth now, less what it was credited
     with before → signed integer contributions → new snapshot, with its place in the log
 
-One transaction per campaign does all of it, under an advisory lock: several learners may run, one
-works per campaign, and a crash anywhere leaves the last snapshot and the place it had learnt
-through. The state is a pure function of the log up to (decision_position, outcome_position):
-`rebuild` computes it from nothing, and the digests must agree.
+An event's id made a repeat harmless before it came here (`service.spool`, and once more in
+Postgres). What a decision is worth (`service.outcomes.credit`) is a pure function of all its events
+so far: a return subtracts, an event after the attribution window only counts as late, and their
+order does not matter. Positions in the log become visible in their order (`service.carrier`).
 
-The arithmetic runs in JAX, on whatever device it finds; the sums are int64, so they are the same
-on every device and in every order.
+One transaction per campaign and chunk does all of it, under an advisory lock: several learners may
+run, one works per campaign, and a crash anywhere leaves the last snapshot and the place it had
+learnt through. The state is a pure function of the log up to (decision_position,
+outcome_position): `rebuild` computes it from nothing, and `barter verify` compares the digests.
+
+The arithmetic runs in JAX, on whatever device it finds; the sums are int64 (the JAX backend
+switches 64-bit mode on), so they are the same on every device and in every order.
 """
 
-import datetime as dt
-import functools
 import threading
 import time
 import uuid
@@ -29,11 +32,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bandits import ledger, simplex
 from bandits.types import ArmSums, Batch, Contexts
-from service import queries
+from service import queries, upkeep
 from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
-from service.eligibility import state_at
-from service.models import AuditEntry, Budget, Campaign, Reward, Snapshot
+from service.models import Budget, Reward, Snapshot
 from service.outcomes import Credit, Event, credit, reward
 from service.queries import Log
 from service.snapshots import LiveCampaign
@@ -41,8 +43,8 @@ from service.snapshots import LiveCampaign
 CHUNK = 20_000
 SIZES = (256, 2048, CHUNK)
 IDLE_SECONDS = 0.5
-KEEP_SECONDS = 1.0
-SETTLE_GRACE = dt.timedelta(minutes=10)
+UPKEEP_SECONDS = 1.0
+PACE_SECONDS = 0.1
 Backend = Literal["numpy", "jax"]
 log = structlog.get_logger()
 
@@ -99,7 +101,16 @@ def rebuild(
 
 
 def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt | None:
+    """Learn one chunk. Decisions come in three kinds:
+
+    touched, already in the state and now with new outcomes: corrected by the difference;
+    fresh, not in the state yet: added with what is known of them now;
+    not read yet: their outcomes wait in the log, to be found when they are fresh.
+    """
     live = _live(connection, campaign_id)
+    if live.state == "draft":
+        # Its arms may still change, and nothing of it was randomised: it learns from the launch on.
+        return None
     previous = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
     seen = (
         Place(0, 0)
@@ -150,7 +161,25 @@ def _correct(
     state = _add(connection, campaign_id, state, changed, before, sign=-1, backend=backend)
     state = _add(connection, campaign_id, state, changed, after, sign=1, backend=backend)
     _store(connection, campaign_id, changed, after)
+    _charge(connection, campaign_id, changed, before, after)
     return state
+
+
+def _charge(
+    connection: Connection, campaign_id: int, changed: Log,
+    before: dict[uuid.UUID, Credit], after: dict[uuid.UUID, Credit],
+) -> None:  # fmt: skip
+    """Charge to the budget what changed about discounts of offers that were settled already."""
+    row = connection.execute(queries.budget_row(campaign_id)).one_or_none()
+    more = sum(
+        after.get(one.id, Credit()).discount_minor - before.get(one.id, Credit()).discount_minor
+        for one in changed
+        if row is not None and one.position <= row.settled_position
+    )
+    if more:
+        charged = update(Budget).where(Budget.campaign_id == campaign_id)
+        connection.execute(charged.values(released_minor=Budget.released_minor - more))
+        connection.execute(select(func.pg_notify("barter", "budgets")))
 
 
 def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UUID, Credit]:
@@ -182,6 +211,7 @@ def _add(
     rows = [row for row in decisions if row.reason in RANDOMISED]
     if not rows:
         return state
+    # Objective, policy, arms and segments are frozen at launch, so any revision will do.
     definition = _definition(connection, campaign_id, rows[-1].revision)
     earned = [credits.get(row.id, Credit()) for row in rows]
     batch = Batch(
@@ -195,7 +225,7 @@ def _add(
         reward=np.array([reward(definition.objective, one) for one in earned], dtype=np.int64),
         sign=np.full(len(rows), sign, dtype=np.int64),
     )
-    updated = _update(definition.model_dump_json(), backend)(state, _padded(batch))
+    updated = _update(definition, backend)(state, _padded(batch))
     return ArmSums(*(np.asarray(field, dtype=np.int64) for field in updated))
 
 
@@ -217,10 +247,10 @@ def _padded(batch: Batch) -> Batch:
 def _blank(definition: CampaignDefinition) -> Batch:
     """Return a batch of the smallest compiled size that adds nothing."""
     arms = len(definition.arms)
-    one = np.zeros(1, dtype=np.int64)
-    contexts = Contexts(one.astype(np.int32), np.zeros((1, 0), dtype=np.int64))
+    zero = np.zeros(1, dtype=np.int64)
+    contexts = Contexts(zero.astype(np.int32), np.zeros((1, 0), dtype=np.int64))
     equal = np.full((1, arms), 1 / arms)
-    return _padded(Batch(contexts, one.astype(np.int32), equal, one, one, one))
+    return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero))
 
 
 def _store(
@@ -242,7 +272,7 @@ def _store(
 
 
 def _check(live: LiveCampaign, state: ArmSums) -> None:
-    """Refuse a state from which any segment would be served something that is not a simplex."""
+    """Refuse a state that gives any segment no valid simplex when all arms are eligible."""
     segments, arms = state.trials.shape
     eligible = np.ones((segments, arms), dtype=bool)
     contexts = Contexts(
@@ -298,44 +328,26 @@ def _definition(connection: Connection, campaign_id: int, revision: int) -> Camp
     return kept[key]
 
 
-@functools.lru_cache(maxsize=256)
-def _update(definition: str, backend: Backend) -> Callable[[ArmSums, Batch], ArmSums]:
-    """Return the update of a definition's policy, kept together with what was compiled for it."""
-    update = CampaignDefinition.model_validate_json(definition).build_policy(backend).update
-    if backend == "numpy":
-        return update
-    import jax
-
-    compiled: Callable[[ArmSums, Batch], ArmSums] = jax.jit(update)
-    return compiled
+_updates: dict[tuple[str, int, int, Backend], Callable[[ArmSums, Batch], ArmSums]] = {}
 
 
-def settle(engine: Engine, campaign_id: int, *, now: dt.datetime | None = None) -> int:
-    """Give back what expired offers had reserved of the budget and did not cost; return how much.
+def _update(
+    definition: CampaignDefinition, backend: Backend
+) -> Callable[[ArmSums, Batch], ArmSums]:
+    """Return the update of a definition's policy, kept together with what was compiled for it.
 
-    Decisions are settled in the order of the log, each once, a grace after its offer ended.
+    What an update adds hangs on the policy's name and on the shape alone (options weigh the sums
+    when they are read), so hundreds of campaigns share a few compilations.
     """
-    moment = (now or dt.datetime.now(dt.UTC)) - SETTLE_GRACE
-    with engine.begin() as connection:
-        if not connection.scalar(queries.TRY_LOCK, {"id": campaign_id}):
-            return 0
-        row = connection.execute(queries.budget_row(campaign_id)).one_or_none()
-        position, released = (0, 0) if row is None else row
-        before = released
-        for one in connection.execute(queries.reservations_after(campaign_id, position, CHUNK)):
-            if one.expires_at > moment:
-                break
-            position = one.position
-            released += max(0, one.reserved_minor - one.discount_minor)
-        statement = insert(Budget).values(
-            campaign_id=campaign_id, settled_position=position, released_minor=released
-        )
-        settled = {"settled_position": position, "released_minor": released}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["campaign_id"], set_=settled)
-        )
-        connection.execute(select(func.pg_notify("barter", "budgets")))
-    return int(released - before)
+    key = (definition.policy.name, len(definition.segment_keys), len(definition.arms), backend)
+    if key not in _updates:
+        update = definition.build_policy(backend).update
+        if backend == "jax":
+            import jax
+
+            update = jax.jit(update)
+        _updates[key] = update
+    return _updates[key]
 
 
 class Learner:
@@ -343,7 +355,7 @@ class Learner:
 
     def __init__(self, engine: Engine, *, backend: Backend = "jax") -> None:
         self._engine, self._backend = engine, backend
-        self._kept_at = -KEEP_SECONDS
+        self._upkeep_at = -UPKEEP_SECONDS
         self._warmed: set[tuple[int, int]] = set()
         self.wake = threading.Event()
 
@@ -354,38 +366,42 @@ class Learner:
             try:
                 busy = self.step()
             except Exception:
-                log.exception("learner_waits_for_database")
+                log.exception("learner_waits")
                 busy = False
                 stop.wait(1.0)
-            if not busy:
+            if busy:
+                # Every step publishes: without a pause it would be a snapshot for a few decisions.
+                stop.wait(PACE_SECONDS)
+            else:
                 self.wake.wait(IDLE_SECONDS)
 
     def _warm(self) -> None:
-        """Compile ahead for campaigns that run, so that their first reward does not wait for it."""
+        """Compile the smallest batch ahead, so that the first reward does not wait for it."""
         with self._engine.connect() as connection:
             for row in connection.execute(queries.running_campaigns()):
                 if (row.id, row.revision) not in self._warmed:
                     self._warmed.add((row.id, row.revision))
                     definition = _definition(connection, row.id, row.revision)
                     state, batch = definition.build_policy().init(), _blank(definition)
-                    _update(definition.model_dump_json(), self._backend)(state, batch)
+                    _update(definition, self._backend)(state, batch)
 
-    def _keep(self) -> None:
-        """Do what the clock asks for: states that changed, offers that ended."""
+    def _upkeep(self) -> None:
+        """Do what is due every second: compile ahead, move states, settle budgets."""
+        self._upkeep_at = time.monotonic()
         self._warm()
-        keep_schedule(self._engine)
+        upkeep.keep_schedule(self._engine)
         with self._engine.connect() as connection:
-            budgeted = set(connection.scalars(queries.campaigns_with_budget()))
-            # What has not been credited yet must not be given back: those come when all is learnt.
-            behind = set(connection.scalars(queries.campaigns_with_news())) if budgeted else set()
-        for campaign_id in sorted(budgeted - behind):
-            settle(self._engine, campaign_id)
-        self._kept_at = time.monotonic()
+            budgeted = connection.scalars(queries.campaigns_with_budget()).all()
+        for campaign_id in budgeted:
+            upkeep.settle(self._engine, campaign_id)
 
     def step(self) -> bool:
         """Learn one chunk of every campaign with news; tell whether anything was learnt."""
-        if time.monotonic() - self._kept_at > KEEP_SECONDS:
-            self._keep()
+        if time.monotonic() - self._upkeep_at > UPKEEP_SECONDS:
+            try:
+                self._upkeep()
+            except Exception as error:
+                self._go_on("upkeep_failed", error)
         busy = False
         with self._engine.connect() as connection:
             waiting = connection.scalars(queries.campaigns_with_news()).all()
@@ -393,12 +409,10 @@ class Learner:
             started = time.perf_counter()
             try:
                 learnt = learn(self._engine, campaign_id, backend=self._backend)
-            except SQLAlchemyError:
-                raise
-            except Exception:
+            except Exception as error:
                 # One campaign's trouble leaves its last good snapshot serving and the others
-                # learning.
-                log.exception("snapshot_not_published", campaign=campaign_id)
+                # learning; it is tried again with every step, until a person has mended it.
+                self._go_on("learning_failed", error, campaign=campaign_id)
                 continue
             if learnt is not None:
                 busy = True
@@ -409,28 +423,8 @@ class Learner:
                 )  # fmt: skip
         return busy
 
-
-def keep_schedule(engine: Engine, *, now: dt.datetime | None = None) -> int:
-    """Write down the states that the clock has brought about; serving has followed it already."""
-    moment = now or dt.datetime.now(dt.UTC)
-    changed = 0
-    with engine.begin() as connection:
-        for row in connection.execute(queries.scheduled_campaigns()):
-            definition = CampaignDefinition.model_validate(row.definition)
-            state = state_at(row.state, definition.starts_at, definition.ends_at, moment)
-            if state != row.state:
-                stamp = {"running": "started_at", "ended": "ended_at"}[state]
-                connection.execute(
-                    update(Campaign)
-                    .where(Campaign.id == row.id, Campaign.state == row.state)
-                    .values(state=state, **{stamp: moment})
-                )
-                connection.execute(
-                    insert(AuditEntry).values(
-                        actor="clock", action=f"campaign.{state}", subject=f"campaign:{row.key}"
-                    )
-                )
-                changed += 1
-        if changed:
-            connection.execute(select(func.pg_notify("barter", "campaigns")))
-    return changed
+    def _go_on(self, event: str, error: Exception, **about: object) -> None:
+        """Log an error and go on with the others, unless there is no database to go on with."""
+        log.error(event, exc_info=error, **about)
+        if isinstance(error, SQLAlchemyError):
+            self._engine.connect().close()

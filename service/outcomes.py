@@ -100,8 +100,11 @@ def credit(
     discount = sum(
         offer.discount_minor(one.revenue_minor) for one in bought if one.occurred_at <= offer_ends
     )
-    discount -= min(discount, sum(offer.discount_minor(one.revenue_minor) for one in returned))
     kept = not returned or revenue > 0
+    # What comes back gives back its share of the discount: recomputing the offer on a part would
+    # return all of a fixed amount for it, or nothing below a threshold.
+    spent = sum(one.revenue_minor for one in bought)
+    discount = -(-discount * revenue // spent) if kept and returned else discount * kept
     return Credit(int(kept), revenue, discount, margin - discount, min(late, MAX_LATE))
 
 

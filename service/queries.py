@@ -3,18 +3,23 @@
 Every one walks an index from a remembered position; none scans history.
 """
 
+import datetime as dt
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    DateTime,
     Row,
     Select,
+    and_,
+    cast,
     exists,
     func,
     or_,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.orm import aliased
 
@@ -102,15 +107,25 @@ def decisions_after(campaign_id: int, position: int, until: int | None, limit: i
     return query if until is None else query.where(Decision.position <= until)
 
 
-def reservations_after(campaign_id: int, position: int, limit: int) -> Query:
-    """Return what decisions after a position reserved and gave, oldest first."""
+def reservations_between(
+    campaign_id: int, position: int, until: int, *, learnt: int, limit: int
+) -> Query:
+    """Return what decisions after a position reserved and gave, oldest first.
+
+    ``news`` tells whether a decision has outcomes after the place that was ``learnt``.
+    """
+    newer = exists().where(Outcome.decision_id == Decision.id, Outcome.position > learnt)
     return (
         select(
             Decision.position, Decision.expires_at, Decision.reserved_minor,
-            func.coalesce(Reward.discount_minor, 0).label("discount_minor"),
+            func.coalesce(Reward.discount_minor, 0).label("discount_minor"), newer.label("news"),
         )
         .outerjoin(Reward, Reward.decision_id == Decision.id)
-        .where(Decision.campaign_id == campaign_id, Decision.position > position)
+        .where(
+            Decision.campaign_id == campaign_id,
+            Decision.position > position,
+            Decision.position <= until,
+        )
         .order_by(Decision.position)
         .limit(limit)
     )  # fmt: skip
@@ -179,20 +194,22 @@ def newest_snapshot(campaign_id: int) -> Query:
     )  # fmt: skip
 
 
-def newest_snapshots() -> Query:
-    """Return the newest snapshot's version and state of every campaign that has one."""
+def newest_versions() -> Query:
+    """Return the newest snapshot's version of every campaign that has one."""
     newest = (
-        select(Snapshot.version, Snapshot.state)
+        select(Snapshot.version)
         .where(Snapshot.campaign_id == Campaign.id)
         .order_by(Snapshot.version.desc())
         .limit(1)
         .lateral()
     )
-    return (
-        select(Campaign.id, newest.c.version, newest.c.state)
-        .select_from(Campaign)
-        .join(newest, text("true"))
-    )
+    return select(Campaign.id, newest.c.version).select_from(Campaign).join(newest, text("true"))
+
+
+def snapshot_states(places: Sequence[tuple[int, int]]) -> Query:
+    """Return the states of some snapshots, by (campaign, version)."""
+    place = tuple_(Snapshot.campaign_id, Snapshot.version)
+    return select(Snapshot.campaign_id, Snapshot.version, Snapshot.state).where(place.in_(places))
 
 
 def campaigns_with_news() -> Query:
@@ -210,6 +227,7 @@ def campaigns_with_news() -> Query:
         .select_from(Campaign)
         .outerjoin(newest, text("true"))
         .where(
+            Campaign.state != "draft",
             or_(
                 exists().where(
                     decision.campaign_id == Campaign.id,
@@ -219,7 +237,7 @@ def campaigns_with_news() -> Query:
                     outcome.campaign_id == Campaign.id,
                     outcome.position > func.coalesce(newest.c.outcome_position, 0),
                 ),
-            )
+            ),
         )
         .order_by(Campaign.id)
     )
@@ -263,6 +281,16 @@ def customers_since(moment: Any) -> Query:
     return query if moment is None else query.where(Customer.updated_at >= moment)
 
 
+def customers_news(moment: Any) -> Query:
+    """Return how many units changed at or after a moment, when the last one did, and the time."""
+    query = select(
+        func.count().label("number"), func.max(Customer.updated_at).label("newest"),
+        func.now().label("now"),
+    )  # fmt: skip
+    query = query.select_from(Customer)
+    return query if moment is None else query.where(Customer.updated_at >= moment)
+
+
 def campaigns_with_budget() -> Query:
     """Return the ids of campaigns that have a budget and may still have open offers."""
     return select(Campaign.id).where(
@@ -275,10 +303,17 @@ def running_campaigns() -> Query:
     return select(Campaign.id, Campaign.revision).where(Campaign.state == "running")
 
 
-def scheduled_campaigns() -> Query:
-    """Return the campaigns whose state the clock may move."""
-    return (
-        select(Campaign.id, Campaign.key, Campaign.state, Campaign.definition)
-        .where(Campaign.state.in_(("scheduled", "running", "paused")))
-        .with_for_update()
+def due_campaigns(now: dt.datetime) -> Query:
+    """Return the campaigns whose state the clock moves by now."""
+    starts, ends = (
+        cast(Campaign.definition[name].as_string(), DateTime(timezone=True))
+        for name in ("starts_at", "ends_at")
+    )
+    return select(
+        Campaign.id, Campaign.key, Campaign.revision, Campaign.state, Campaign.definition
+    ).where(
+        or_(
+            and_(Campaign.state.in_(("scheduled", "running", "paused")), ends <= now),
+            and_(Campaign.state == "scheduled", func.coalesce(starts, now) <= now),
+        )
     )

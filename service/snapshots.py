@@ -4,6 +4,7 @@
 simplex from the same function, so a logged decision can be recomputed bit for bit.
 """
 
+import copy
 import datetime as dt
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from bandits import ledger, sampling, simplex
 from bandits.types import ArmSums, Contexts
 from service.definition import CampaignDefinition
 from service.eligibility import State, state_at
+
+MAX_SIMPLEXES = 10_000
 
 
 class Choice(NamedTuple):
@@ -42,23 +45,45 @@ class LiveCampaign:
         self.id, self.revision, self.state, self.killed = id, revision, state, killed
         self.seed, self.definition, self.version = seed, definition, version
         self.policy = definition.build_policy()
-        self.sums = self.policy.init() if sums is None else sums
+        start = self.policy.init()
+        self.sums = start if sums is None else sums
+        if self.sums.trials.shape != start.trials.shape:
+            raise ValueError(f"snapshot {version} was not learnt with these arms and segments")
         self._caps = np.array([1.0 if arm.cap is None else arm.cap for arm in definition.arms])
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     @classmethod
-    def load(cls, row: dict[str, Any], state: bytes | None, version: int) -> "LiveCampaign":
-        """Return a campaign from its catalogue row (see `service.carrier`) and its snapshot."""
+    def load(
+        cls,
+        row: dict[str, Any],
+        state: bytes | None,
+        version: int,
+        *,
+        definition: CampaignDefinition | None = None,
+    ) -> "LiveCampaign":
+        """Return a campaign from its catalogue row (see `service.carrier`) and its snapshot.
+
+        ``definition`` is that of the row, where it has been read before.
+
+        Raises:
+            ValueError: the definition or the snapshot cannot be read or do not fit each other.
+        """
         return cls(
             id=row["id"],
             revision=row["revision"],
             state=row["state"],
             killed=row["killed"],
             seed=bytes.fromhex(row["seed"]),
-            definition=CampaignDefinition.model_validate(row["definition"]),
+            definition=definition or CampaignDefinition.model_validate(row["definition"]),
             version=version,
             sums=ledger.from_bytes(state) if state else None,
         )
+
+    def moved(self, state: State, *, killed: bool) -> "LiveCampaign":
+        """Return this campaign in another state."""
+        other = copy.copy(self)
+        other.state, other.killed = state, killed
+        return other
 
     def state_at(self, now: dt.datetime) -> str:
         """Return the state now, or ``killed``."""
@@ -85,6 +110,9 @@ class LiveCampaign:
             known = np.asarray(
                 simplex.guard(raw, eligible, floor=self.definition.floor, cap=self._caps)
             )[0]
+            if len(self._simplexes) >= MAX_SIMPLEXES:
+                # Requests may exclude any arms: there are more masks than memory.
+                self._simplexes.clear()
             self._simplexes[key] = known
         return known
 

@@ -26,12 +26,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 DECISION: Final = 0
 OUTCOME: Final = 1
 BUSY_SECONDS = 10.0
 MAX_GROUP = 4096
+PRUNE_ROWS = 2_000
+WAL_BYTES = 64 << 20  # what a burst may leave of the write-ahead log
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -40,6 +42,7 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS assignments (
     campaign INTEGER NOT NULL, unit BLOB NOT NULL, body BLOB NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (campaign, unit)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS assignments_until ON assignments (until);
 CREATE TABLE IF NOT EXISTS cache (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS customers (unit BLOB PRIMARY KEY, attributes BLOB NOT NULL)
@@ -49,10 +52,20 @@ CREATE TABLE IF NOT EXISTS budgets (
 CREATE TABLE IF NOT EXISTS rejected (
     seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body BLOB NOT NULL, error TEXT NOT NULL);
 """
+COMMITTED = "SELECT reserved - released FROM budgets WHERE campaign = ?"
+FORGET_ENTRIES = """
+DELETE FROM entries WHERE seq < coalesce(
+    (SELECT seq FROM entries WHERE seq <= :upto AND at >= :before ORDER BY seq LIMIT 1),
+    :upto + 1)
+"""
+FORGET_ASSIGNMENTS = """
+DELETE FROM assignments WHERE (campaign, unit) IN (
+    SELECT campaign, unit FROM assignments WHERE until < :before ORDER BY until LIMIT :rows)
+"""
 
 
 class SpoolError(Exception):
-    """The local log cannot be written: nothing was acknowledged."""
+    """The local log cannot be read or written: nothing was acknowledged."""
 
 
 class Reservation(NamedTuple):
@@ -129,36 +142,34 @@ class Spool:
         Raises:
             SpoolError: the disk refused (full, read-only, gone); nothing of it was kept.
         """
-        self._ensure_writer()
         done: Future[list[Stored]] = Future()
         self._queue.put(_Job(entries, done))
+        # In this order: a writer that ends meanwhile has either answered us or is replaced.
+        self._ensure_writer()
         return done.result()
 
     def find(self, kind: Literal[0, 1], id: bytes) -> bytes | None:
         """Return the body stored under an id within the retention, if there is one."""
-        row = self._reader.execute(
-            "SELECT body FROM entries WHERE kind = ? AND id = ?", (kind, id)
-        ).fetchone()
+        row = self._row("SELECT body FROM entries WHERE kind = ? AND id = ?", kind, id)
         return None if row is None else bytes(row[0])
 
     def assignment(self, campaign: int, unit: bytes, now: float) -> bytes | None:
         """Return the arm that a unit still keeps, if any."""
-        row = self._reader.execute(
+        row = self._row(
             "SELECT body FROM assignments WHERE campaign = ? AND unit = ? AND until > ?",
-            (campaign, unit, now),
-        ).fetchone()
+            campaign, unit, now,
+        )  # fmt: skip
         return None if row is None else bytes(row[0])
 
     def attributes(self, unit: bytes) -> bytes | None:
         """Return the stored attributes of a unit (JSON), if any."""
-        row = self._reader.execute(
-            "SELECT attributes FROM customers WHERE unit = ?", (unit,)
-        ).fetchone()
+        row = self._row("SELECT attributes FROM customers WHERE unit = ?", unit)
         return None if row is None else bytes(row[0])
 
     def committed(self, campaign: int) -> int:
         """Return how much of a campaign's budget is spent or promised, in minor units."""
-        return _committed(self._reader, campaign)
+        row = self._row(COMMITTED, campaign)
+        return 0 if row is None else int(row[0])
 
     def release(self, released: dict[int, int]) -> None:
         """Take over from Postgres what expired offers of each campaign have given back so far."""
@@ -171,24 +182,26 @@ class Spool:
 
     def after(self, seq: int, *, limit: int) -> list[tuple[int, int, bytes]]:
         """Return entries after a position: (seq, kind, body), oldest first."""
-        return self._reader.execute(
-            "SELECT seq, kind, body FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
-        ).fetchall()
+        return self._rows(
+            "SELECT seq, kind, body FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit
+        )
 
     def last(self) -> int:
         """Return the position of the newest entry, 0 when there has been none."""
-        row = self._reader.execute(
-            "SELECT seq FROM sqlite_sequence WHERE name = 'entries'"
-        ).fetchone()
+        row = self._row("SELECT seq FROM sqlite_sequence WHERE name = 'entries'")
         return 0 if row is None else int(row[0])
 
     def prune(self, shipped: int, *, before: float) -> int:
-        """Forget entries that Postgres has and that are older than the idempotency window."""
+        """Forget entries that Postgres has and that are older than the idempotency window.
+
+        Decisions wait while we write: it goes from the oldest on, stops at the first that is kept,
+        and does at most so many at a time.
+        """
         with self._writing() as connection:
-            cursor = connection.execute(
-                "DELETE FROM entries WHERE seq <= ? AND at < ?", (shipped, before)
-            )
-            connection.execute("DELETE FROM assignments WHERE until < ?", (before,))
+            (oldest,) = connection.execute("SELECT min(seq) FROM entries").fetchone()
+            upto = min(shipped, (oldest or 0) + PRUNE_ROWS - 1)
+            cursor = connection.execute(FORGET_ENTRIES, {"upto": upto, "before": before})
+            connection.execute(FORGET_ASSIGNMENTS, {"before": before, "rows": PRUNE_ROWS})
             return cursor.rowcount
 
     def reject(self, seq: int, kind: int, body: bytes, error: str) -> None:
@@ -200,21 +213,21 @@ class Spool:
 
     def rejected(self) -> int:
         """Return how many entries were set aside; anything but 0 needs a person."""
-        row = self._reader.execute("SELECT count(*) FROM rejected").fetchone()
-        return int(row[0])
+        row = self._row("SELECT count(*) FROM rejected")
+        return 0 if row is None else int(row[0])
 
     def read(self, name: str) -> bytes:
         """Return a cached value, empty when there is none."""
-        row = self._reader.execute("SELECT value FROM cache WHERE name = ?", (name,)).fetchone()
+        row = self._row("SELECT value FROM cache WHERE name = ?", name)
         return b"" if row is None else bytes(row[0])
 
     def versions(self) -> dict[str, int]:
         """Return the version of every cached value, by name."""
-        return dict(self._reader.execute("SELECT name, version FROM cache"))
+        return dict(self._rows("SELECT name, version FROM cache"))
 
     def generation(self) -> int:
         """Return a number that grows with every change of the cache."""
-        row = self._reader.execute("SELECT version FROM cache WHERE name = 'generation'").fetchone()
+        row = self._row("SELECT version FROM cache WHERE name = 'generation'")
         return 0 if row is None else int(row[0])
 
     def write(self, values: dict[str, bytes]) -> None:
@@ -231,6 +244,11 @@ class Spool:
         with self._writing() as connection:
             connection.execute("INSERT OR REPLACE INTO cache VALUES (?, 0, ?)", (name, value))
 
+    def renew(self) -> None:
+        """Take a new name: under the old one Postgres would think that it has our entries."""
+        self.id = uuid.uuid4()
+        self.note("spool", self.id.bytes)
+
     def store_customers(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep the attributes of units: (pseudonym, JSON)."""
         with self._writing() as connection:
@@ -239,10 +257,12 @@ class Spool:
     def close(self) -> None:
         """Let the writer finish what it has taken and stop."""
         with self._start_lock:
-            if self._writer is not None:
+            while (writer := self._writer) is not None:
                 self._queue.put(None)
-                self._writer.join()
+                writer.join()
                 self._writer = None
+                if not self._queue.empty():
+                    self._start_writer()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -250,6 +270,7 @@ class Spool:
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         return connection
 
     @property
@@ -258,6 +279,16 @@ class Spool:
         if connection is None:
             connection = self._local.connection = self._connect()
         return connection
+
+    def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        rows = self._rows(query, *values)
+        return rows[0] if rows else None
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._reader.execute(query, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolError(f"the local log cannot be read: {error}") from error
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -272,8 +303,8 @@ class Spool:
     def _writing(
         self, connection: sqlite3.Connection | None = None
     ) -> Iterator[sqlite3.Connection]:
-        connection = connection or self._reader
         try:
+            connection = connection or self._reader
             with self._exclusive():
                 connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -290,13 +321,20 @@ class Spool:
         if self._writer is None or not self._writer.is_alive():
             with self._start_lock:
                 if self._writer is None or not self._writer.is_alive():
-                    self._writer = threading.Thread(
-                        target=self._write_groups, name="spool-writer", daemon=True
-                    )
-                    self._writer.start()
+                    self._start_writer()
+
+    def _start_writer(self) -> None:
+        target = self._write_groups
+        self._writer = threading.Thread(target=target, name="spool-writer", daemon=True)
+        self._writer.start()
 
     def _write_groups(self) -> None:
-        with contextlib.closing(self._connect()) as connection:
+        try:
+            opened = self._connect()
+        except (sqlite3.Error, OSError) as error:
+            self._refuse_all(error)
+            return
+        with contextlib.closing(opened) as connection:
             while (job := self._queue.get()) is not None:
                 group, size = [job], len(job.entries)
                 stopping = False
@@ -309,6 +347,13 @@ class Spool:
                 self._commit(connection, group)
                 if stopping:
                     return
+
+    def _refuse_all(self, error: Exception) -> None:
+        """Answer those who wait when there is no log to write to; the next append tries again."""
+        self._writer = None
+        while not self._queue.empty():
+            if (job := self._queue.get()) is not None:
+                job.done.set_exception(SpoolError(f"the local log cannot be opened: {error}"))
 
     def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> None:
         try:
@@ -362,7 +407,5 @@ def _reserve(connection: sqlite3.Connection, wanted: Reservation) -> bool:
 
 
 def _committed(connection: sqlite3.Connection, campaign: int) -> int:
-    row = connection.execute(
-        "SELECT reserved - released FROM budgets WHERE campaign = ?", (campaign,)
-    ).fetchone()
+    row = connection.execute(COMMITTED, (campaign,)).fetchone()
     return 0 if row is None else int(row[0])

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from service import db, embedded
+from service import bundle, db, embedded
 from service.config import Config
 
 READY_SECONDS = 60.0
@@ -47,6 +47,7 @@ class Barter:
         self.database_url = ""
         self._quiet = quiet
         self._parts = [Part(name) for name in PARTS]
+        self._bundle: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -67,19 +68,26 @@ class Barter:
             RuntimeError: the port is taken, or it was not ready within a minute.
         """
         _require_free(self.config)
-        self.database_url = database_url(self.config)
-        if self.config.database_url is None:
-            db.migrate(self.database_url)
-        for part in self._parts:
-            self._launch(part)
-        self._watcher.start()
-        self._wait_until_ready()
+        try:
+            self.database_url = database_url(self.config)
+            if self.config.database_url is None:
+                db.migrate(self.database_url)
+            for part in self._parts:
+                self._launch(part)
+            self._watcher.start()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self._bundle = bundle.prepare(self.config.data / "cache")
 
     def stop(self) -> None:
         """Stop the parts, each after what it has begun, and the embedded database last."""
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join()
+        if self._bundle is not None:
+            self._bundle.wait()
         for part in self._parts:
             if part.process is not None:
                 part.process.terminate()
@@ -115,7 +123,11 @@ class Barter:
             for part in self._parts:
                 if part.process is not None and part.process.poll() is not None:
                     log.warning("restarting", part=part.name, status=part.process.returncode)
-                    self._launch(part)
+                    try:
+                        self._launch(part)
+                    except OSError:
+                        # No memory or no process to be had just now: the next look tries again.
+                        log.exception("part_not_restarted", part=part.name)
             if self.config.database_url is None:
                 try:
                     embedded.ensure(self.config)
@@ -177,8 +189,10 @@ def until_signalled() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def follow(url: str, wake: threading.Event, stop: threading.Event, *, only: str = "") -> None:
-    """Set an event whenever the database announces something (a prefix narrows it down)."""
+def follow(
+    url: str, wake: threading.Event, stop: threading.Event, *, only: str | tuple[str, ...] = ""
+) -> None:
+    """Set an event whenever the database announces something (prefixes narrow it down)."""
 
     def listen() -> None:
         for payload in db.listen(url, "barter", stop=stop):

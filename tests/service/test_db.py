@@ -10,7 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from service import db
 from service.models import Base
@@ -124,3 +124,9 @@ def test_notifications_arrive_and_go_on_after_a_broken_connection(database_url: 
 def _ends(heard: Iterator[str], stop: threading.Event) -> bool:
     stop.set()
     return next(heard, None) is None
+
+
+def test_errors_do_not_repeat_what_was_to_be_written(engine: Engine) -> None:
+    with pytest.raises(DBAPIError) as caught, engine.connect() as connection:
+        connection.execute(text("SELECT nothing WHERE 'x' = :secret"), {"secret": "s3cret"})
+    assert "s3cret" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The checkout path: who gets what, with which probability, and what is kept of it."""
 
 import datetime as dt
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +11,15 @@ import pytest
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select
 
+from service import campaigns, db
 from service.config import Config
 from service.decide import campaign_number, decide
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionRequest
 from service.models import Decision
 from service.spool import SpoolError
-from tests.loop import Loop, running
+from service.verify import verify
+from tests.loop import Loop, definition, running
 
 NOW = dt.datetime.now(dt.UTC)
 HOUR = dt.timedelta(hours=1)
@@ -201,3 +204,88 @@ def test_a_million_draws_do_not_reject_the_logged_propensities(loop: Loop) -> No
     assert 0.01 <= chances.min() < chances.max() < 1
     counts = [drawn[arm] for arm in range(3)]
     assert chisquare(counts, 1_000_000 * chances).pvalue > 0.001
+
+
+def test_a_draft_that_was_asked_may_still_change_its_arms(loop: Loop) -> None:
+    with db.transaction(loop.engine) as session:
+        campaign = campaigns.create(session, definition(), actor="test").id
+    loop.carry()
+    (drafted,) = loop.decide("ana", request_id="early")
+    assert drafted.reason == "draft"
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    arms = definition().model_dump(mode="json")["arms"]
+    more = {"key": "five", "name": "5.00 off", "offer": {"kind": "amount", "amount_minor": 500}}
+    with db.transaction(loop.engine) as session:
+        wanted = definition(arms=[more, *arms])
+        campaigns.update(session, "spring", wanted, actor="test")
+        campaigns.transition(session, "spring", "launch", actor="test")
+    loop.carry()
+    assert {reply.reason for reply in loop.decide(*"abcdefgh")} == {"policy"}
+    assert loop.decide("ana", request_id="early") == [drafted], "as it was told the first time"
+    loop.carry()
+    learnt = loop.learn(campaign)
+    assert learnt is not None
+    assert learnt.decisions == 9
+    assert verify(loop.engine, "spring", sample=20).holds
+
+
+def test_a_repeat_tells_the_offer_as_it_was_told(loop: Loop) -> None:
+    loop.launch()
+    units = [f"unit-{number}" for number in range(20)]
+    told = [loop.decide(unit, request_id=unit)[0] for unit in units]
+    arms = definition().model_dump(mode="json")["arms"]
+    arms[1]["offer"]["percent"] = arms[2]["offer"]["percent"] = 15
+    with db.transaction(loop.engine) as session:
+        campaigns.update(session, "spring", definition(arms=arms), actor="test")
+    loop.carry()
+    assert [loop.decide(unit, request_id=unit)[0] for unit in units] == told
+
+
+def test_what_is_kept_of_a_request_does_not_betray_its_unit(loop: Loop) -> None:
+    """A plain hash of a request would let anybody with the file try out every customer number."""
+    loop.launch()
+    request = DecisionRequest(campaign="spring", unit="ana")
+    loop.decide("ana")
+    ((_, _, body),) = loop.runtime.spool.after(0, limit=9)
+    plain = hashlib.blake2b(request.model_dump_json().encode(), digest_size=12).hexdigest()
+    assert plain.encode() not in body
+
+
+@pytest.mark.parametrize("read", ["attributes", "committed", "assignment"])
+def test_a_disk_that_cannot_be_read_still_gets_an_answer(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    arms = definition().model_dump(mode="json")["arms"]
+    for arm in arms[1:]:
+        arm["offer"]["max_discount_minor"] = 500
+    loop.launch(arms=arms, budget_minor=50_000, sticky_seconds=60)
+
+    def refuse(*_: object) -> None:
+        raise SpoolError("disk I/O error")
+
+    monkeypatch.setattr(loop.runtime.spool, read, refuse)
+    (reply,) = loop.decide("ana")
+    assert (reply.reason, reply.arm, reply.propensity) == ("unavailable", "none", 1.0)
+
+
+def test_a_policy_that_fails_still_gets_an_answer(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.launch()
+
+    def fail(*_: object) -> None:
+        raise FloatingPointError("underflow")
+
+    monkeypatch.setattr(loop.live, "policy", loop.live.policy._replace(probabilities=fail))
+    assert {(r.reason, r.arm) for r in loop.decide(*"abcd")} == {("unavailable", "none")}
+
+
+def test_a_clock_that_was_set_back_still_gets_an_answer(loop: Loop) -> None:
+    """An assignment that has ended by the decision's clock is alive by the log's."""
+    loop.launch(sticky_seconds=60)
+    loop.decide("ana")
+    wanted = [DecisionRequest(campaign="spring", unit="ana")]
+    (reply,) = decide(loop.runtime, wanted, now=NOW + HOUR)
+    assert (reply.reason, reply.arm) == ("unavailable", "none")

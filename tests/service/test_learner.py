@@ -7,16 +7,28 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from sqlalchemy import Engine, func, select, update
+from sqlalchemy.exc import OperationalError
 
 from bandits import ledger
 from bandits.types import ArmSums
-from service import queries
+from service import db, queries
 from service.carrier import Carrier
 from service.config import Config
-from service.learner import Learner, Place, keep_schedule, learn, rebuild
+from service.decide import decide
+from service.learner import (
+    Backend,
+    Learner,
+    Learnt,
+    Place,
+    _update,
+    learn,
+    rebuild,
+)
+from service.messages import DecisionRequest
 from service.models import AuditEntry, Campaign, Decision, Outcome, Reward, Snapshot, Spool
 from service.spool import OUTCOME, Entry
-from tests.loop import Loop, running
+from service.upkeep import keep_schedule
+from tests.loop import Loop, definition, running
 
 HOUR = dt.timedelta(hours=1)
 
@@ -251,3 +263,41 @@ def test_an_entry_that_postgres_refuses_is_set_aside_alone(loop: Loop) -> None:
         assert connection.scalar(select(func.count()).select_from(Decision)) == 20
         assert connection.scalar(select(func.count()).where(Outcome.event_id == "bad")) == 0
     assert loop.runtime.spool.last() == loop.carrier._shipped
+
+
+def test_the_clock_never_waits_for_the_carrier(loop: Loop, database_url: str) -> None:
+    """Appending decisions shares a lock on their campaigns' keys; both ways round it deadlocked."""
+    now = dt.datetime.now(dt.UTC)
+    campaign = loop.launch(ends_at=(now + HOUR).isoformat())
+    impatient = db.engine(database_url, statement_timeout_seconds=2)
+    with loop.engine.connect() as carrying:
+        query = select(Campaign.id).where(Campaign.id == campaign)
+        carrying.execute(query.with_for_update(read=True, key_share=True))
+        assert keep_schedule(impatient, now=now) == 0
+        assert keep_schedule(impatient, now=now + HOUR) == 1
+    impatient.dispose()
+
+
+def test_a_query_that_fails_for_one_campaign_does_not_stop_the_others(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = loop.launch()
+    second = loop.launch(key="summer")
+    loop.shop(5)
+    decide(loop.runtime, [DecisionRequest(campaign="summer", unit="ana")])
+    loop.carry()
+
+    def fail_first(engine: Engine, campaign: int, *, backend: Backend) -> Learnt | None:
+        if campaign == first:
+            raise OperationalError("SELECT", {}, Exception("canceling statement due to timeout"))
+        return learn(engine, campaign, backend=backend)
+
+    monkeypatch.setattr("service.learner.learn", fail_first)
+    assert Learner(loop.engine, backend="numpy").step()
+    assert state(loop, second).trials.sum() == 1
+
+
+def test_campaigns_of_one_shape_share_what_was_compiled() -> None:
+    assert _update(definition(), "jax") is _update(definition(name="Other", floor=0.1), "jax")
+    wider = definition(segments=[])
+    assert _update(definition(), "jax") is not _update(wider, "jax")

@@ -98,6 +98,63 @@ def test_a_disk_that_refuses_acknowledges_nothing(data_folder: Path) -> None:
     blocker.close()
 
 
+def test_a_log_that_cannot_be_opened_refuses_instead_of_waiting(data_folder: Path) -> None:
+    spool = Spool(data_folder)
+    original = spool._connect
+
+    def gone() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    spool._connect = gone  # type: ignore[method-assign]
+    told: list[object] = []
+
+    def send(number: int) -> None:
+        try:
+            told.append(spool.append([entry("a")]) if number else spool.find(DECISION, b"a"))
+        except SpoolError as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=send, args=(n,), daemon=True) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert [type(one) for one in told] == [SpoolError] * 4
+    spool._connect = original  # type: ignore[method-assign]
+    assert spool.append([entry("a")])[0].known is None
+    spool.close()
+
+
+def test_forgetting_looks_only_at_what_it_forgets(data_folder: Path) -> None:
+    """Writers wait meanwhile, so it must not walk through a day's entries and assignments."""
+    spool = Spool(data_folder)
+    until = time.time() + 3600
+    spool.append(
+        [entry(str(n), assignment=Assignment(1, str(n).encode(), b"", until)) for n in range(3000)]
+    )
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    spool._reader.set_progress_handler(count, 100)
+    assert spool.prune(3000, before=time.time() - 60) == 0
+    spool._reader.set_progress_handler(None, 0)
+    assert steps < 10, "3,000 rows take far more than 1,000 instructions to walk through"
+    assert spool.prune(2000, before=time.time() + 60) == 2000
+    spool.close()
+
+
+def test_a_copy_of_the_log_gets_a_name_of_its_own(data_folder: Path) -> None:
+    spool = Spool(data_folder)
+    before = spool.id
+    spool.renew()
+    assert spool.id != before
+    assert Spool(data_folder).id == spool.id
+    spool.close()
+
+
 WRITER = """
 import sys
 from pathlib import Path

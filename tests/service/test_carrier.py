@@ -1,0 +1,99 @@
+"""The carrier: what goes up is never lost, and what comes down never holds up a decision."""
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select
+
+from service import customers, db
+from service.carrier import Carrier
+from service.config import Config
+from service.models import Decision
+from service.spool import Spool
+from tests.loop import Loop, running
+
+
+@pytest.fixture
+def loop(config: Config, engine: Engine) -> Iterator[Loop]:
+    with running(config, engine) as made:
+        yield made
+
+
+def test_a_log_restored_from_a_backup_loses_nothing_new(
+    config: Config, engine: Engine, tmp_path: Path
+) -> None:
+    """Its positions were carried once before, for other entries."""
+    with running(config, engine) as loop:
+        loop.launch()
+        loop.shop(10)
+        loop.carry()
+    backup = tmp_path / "spool.sqlite"
+    with contextlib.closing(sqlite3.connect(config.data / "spool.sqlite")) as connection:
+        connection.execute("VACUUM INTO ?", (str(backup),))
+    with running(config, engine) as loop:
+        loop.carry()
+        loop.shop(20)
+        loop.carry()
+    for old in config.data.glob("spool.sqlite*"):
+        old.unlink()
+    shutil.copy(backup, config.data)
+    with running(config, engine) as loop:
+        loop.carrier.ship()
+        loop.runtime.catalogue.refresh()
+        (reply,) = loop.decide("ana")
+        loop.carry()
+    with engine.connect() as connection:
+        assert connection.scalar(select(Decision.id).where(Decision.id == reply.decision_id))
+        assert connection.scalar(select(func.count()).select_from(Decision)) == 31
+
+
+def test_stored_attributes_come_down_in_small_pieces(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    store = Spool.store_customers
+
+    def counted(spool: Spool, rows: Any) -> None:
+        sizes.append(len(rows))
+        store(spool, rows)
+
+    monkeypatch.setattr(Spool, "store_customers", counted)
+    monkeypatch.setattr("service.carrier.CUSTOMER_ROWS", 100)
+    units = [loop.runtime.pseudonym(str(number)) for number in range(1050)]
+    with db.transaction(loop.engine) as session:
+        customers.upsert(session, [(unit, {"age": 30}) for unit in units], actor="test")
+    loop.carry()
+    assert (max(sizes), sum(sizes)) == (100, 1050)
+    assert loop.runtime.spool.attributes(units[7]) == b'{"age":30}'
+    loop.carry()
+    sizes.clear()
+    loop.carry()
+    assert sizes == [], "what has been seen is not written again"
+    with db.transaction(loop.engine) as session:
+        customers.upsert(session, [(units[7], {"age": 31})], actor="test")
+    loop.carry()
+    assert loop.runtime.spool.attributes(units[7]) == b'{"age":31}'
+
+
+def test_states_that_are_here_already_are_not_fetched_again(loop: Loop) -> None:
+    campaign = loop.launch()
+    loop.shop(10)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    asked: list[str] = []
+    event.listen(
+        loop.engine, "before_cursor_execute", lambda *told: asked.append(str(told[2]).lower())
+    )
+    loop.carrier.refresh()
+    assert asked
+    assert not [one for one in asked if "snapshots.state" in one]
+    fresh = Carrier(loop.runtime.spool, loop.engine)
+    generation = loop.runtime.spool.generation()
+    fresh.refresh()
+    assert loop.runtime.spool.generation() == generation, "nothing was new"

@@ -1,0 +1,57 @@
+"""What serving knows: one whole picture, that trouble with one campaign does not spoil."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from service import campaigns, db
+from service.config import Config
+from service.runtime import Runtime
+from tests.loop import Loop, definition, running
+
+
+@pytest.fixture
+def loop(config: Config, engine: Engine) -> Iterator[Loop]:
+    with running(config, engine) as made:
+        yield made
+
+
+def damage(loop: Loop, campaign: int) -> None:
+    loop.runtime.spool.write({f"snapshot:{campaign}": (9).to_bytes(8, "big") + b"damaged"})
+
+
+def test_a_campaign_is_killed_even_when_its_snapshot_cannot_be_read(loop: Loop) -> None:
+    campaign = loop.launch()
+    damage(loop, campaign)
+    loop.runtime.catalogue.refresh()
+    assert loop.decide("ana")[0].reason == "policy", "the last good snapshot goes on serving"
+    damage(loop, campaign)
+    loop.transition("kill")
+    assert {(one.reason, one.arm) for one in loop.decide(*"abcdefgh")} == {("killed", "none")}
+
+
+def test_a_process_that_starts_on_a_damaged_snapshot_serves_as_if_nothing_were_learnt(
+    loop: Loop, config: Config
+) -> None:
+    campaign = loop.launch()
+    damage(loop, campaign)
+    again = Runtime(config)
+    again.catalogue.refresh()
+    live = again.catalogue.campaign("spring")
+    assert live is not None
+    assert live.version == 0
+    again.stop()
+
+
+def test_an_edit_reloads_the_edited_campaign_only(loop: Loop) -> None:
+    """Reading a definition takes milliseconds: with hundreds, decisions would notice."""
+    loop.launch(key="summer")
+    loop.launch()
+    summer, spring = loop.runtime.catalogue.campaign("summer"), loop.live
+    with db.transaction(loop.engine) as session:
+        campaigns.update(session, "spring", definition(name="Other"), actor="test")
+    loop.carry()
+    assert loop.runtime.catalogue.campaign("summer") is summer
+    assert loop.live is not spring
+    assert loop.live.definition.name == "Other"
