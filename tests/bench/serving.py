@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import flask
 from flask import Flask
 
 from service import campaigns, db, keys
@@ -46,7 +47,7 @@ def hello() -> Flask:
 
     @app.post("/hello")
     def view() -> dict[str, str]:
-        return {"hello": "world"}
+        return {"hello": flask.request.get_json()["name"]}
 
     return app
 
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 json.dumps({"campaign": "spring", "unit": "ana", "attributes": {"visits": 3}}),
                 headers | {"Authorization": f"Bearer {key}"},
             )
-            empty: Request = ("/hello", "{}", headers)
+            empty: Request = ("/hello", '{"name": "world"}', headers)
             port = free_port()
             beside = server(port)
             kinds = {"durable decision": (config.port, decision), "empty view": (port, empty)}
