@@ -163,11 +163,16 @@ def _nowhere() -> Engine:
 
 
 def test_what_was_served_is_counted(web: Web) -> None:
+    def counted() -> tuple[float, str]:
+        text = web.call("GET", "/metrics", scope="read").get_data(as_text=True)
+        lines = [one for one in text.splitlines() if one.startswith("bandit_decisions_total{")]
+        return sum(float(one.split()[-1]) for one in lines if 'campaign="spring"' in one), text
+
+    before, _ = counted()
     for number in range(3):
         decide(web, {"campaign": "spring", "unit": f"u{number}"})
-    text = web.call("GET", "/metrics", scope="read").get_data(as_text=True)
-    lines = [line for line in text.splitlines() if line.startswith("bandit_decisions_total{")]
-    assert all('campaign="spring"' in line for line in lines)
+    after, text = counted()
+    assert after == before + 3
     assert 'bandit_request_seconds_bucket{le="0.001",operation="create_decisions"' in text
 
 
