@@ -42,7 +42,7 @@ demo: $(STAMP)  ## Show the whole loop on real retail data; Ctrl-C ends it
 bench-serving: $(STAMP)  ## Time a durable decision beside an empty Flask view
 	$(BIN)/python -m tests.bench.serving
 
-study: $(STAMP)  ## The demo's campaign over 20 seeds through the real server (an hour)
+study: $(STAMP)  ## The demo's campaign over 20 seeds through the real server (20 min)
 	$(BIN)/python -m service.demo.study --output tests/bench/demo_study.md
 
 serve: $(STAMP)  ## Start the service with its own PostgreSQL, or with DATABASE_URL

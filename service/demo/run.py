@@ -73,11 +73,11 @@ def _with_service(
         traffic = send(show, barter.url, access, fit, campaign, arguments, stop)
         summary(show, engine, barter.url, access, fit, campaign, traffic)
         show.say(f"\nFrom start to summary: {time.monotonic() - began:.0f} s.")
-        show.heading("The console is open")
-        show.say(f"  address   {barter.url}/")
-        show.say(f"  log in    {access.email}")
-        show.say(f"  password  {access.password}")
         if not arguments.no_wait:
+            show.heading("The console is open")
+            show.say(f"  address   {barter.url}/")
+            show.say(f"  log in    {access.email}")
+            show.say(f"  password  {access.password}")
             show.say("\nIt stays up until Ctrl-C.")
             stop.wait()
     finally:
