@@ -6,10 +6,12 @@ import getpass
 import inspect
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from flask import Flask
 from sqlalchemy import Engine
 
 from service import logs
@@ -37,9 +39,13 @@ def web(config: Config, _: argparse.Namespace) -> int:
     from granian.constants import Interfaces
     from granian.server import Server
 
+    from service.supervisor import PARENT, when_orphaned
+
     _share_figures(config)
+    if parent := os.environ.get(PARENT):
+        when_orphaned(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
     Server(
-        "service.app:create_app",
+        "service.cli:worker",
         factory=True,
         interface=Interfaces.WSGI,
         address=config.host,
@@ -51,6 +57,16 @@ def web(config: Config, _: argparse.Namespace) -> int:
         log_access=False,
     ).serve()
     return 0
+
+
+def worker() -> Flask:
+    """Return the application of one web worker, which ends when its server does."""
+    from service.app import create_app
+    from service.supervisor import when_orphaned
+
+    # What was acknowledged is on disk, and nobody is left to hand requests to.
+    when_orphaned(os.getppid(), lambda: os._exit(1))
+    return create_app()
 
 
 def _share_figures(config: Config) -> None:

@@ -2,7 +2,8 @@
 
 PostgreSQL (embedded, unless DATABASE_URL names another), the web workers, the carrier and the
 learner are processes of their own: a crash of one leaves the others serving, and it is started
-again here. Each is a fresh interpreter, so that only the learner ever loads JAX.
+again here. Should the supervisor itself be killed, they end: a new one finds the port free. Each is
+a fresh interpreter, so that only the learner ever loads JAX.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -27,6 +28,8 @@ READY_SECONDS = 60.0
 BACKOFF_SECONDS = 0.3
 STOP_SECONDS = 10.0
 PARTS = ("web", "carry", "learn")
+PARENT = "BARTER_PARENT"
+ORPHAN_SECONDS = 0.5
 log = structlog.get_logger()
 
 
@@ -110,7 +113,7 @@ class Barter:
         self.stop()
 
     def _launch(self, part: Part) -> None:
-        environment = os.environ | self.config.environment()
+        environment = os.environ | self.config.environment() | {PARENT: str(os.getpid())}
         silent = subprocess.DEVNULL if self._quiet else None
         part.process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", part.name],
@@ -173,6 +176,17 @@ def database_url(config: Config) -> str:
     return config.database_url or embedded.start(config)
 
 
+def when_orphaned(parent: int, end: Callable[[], object]) -> None:
+    """Call ``end`` once this process is no longer a child of ``parent``, which has died then."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_SECONDS)
+        end()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 @contextlib.contextmanager
 def until_signalled() -> Iterator[threading.Event]:
     """Give an event that SIGTERM and SIGINT set."""
@@ -182,6 +196,8 @@ def until_signalled() -> Iterator[threading.Event]:
         stop.set()
 
     previous = {one: signal.signal(one, on_signal) for one in (signal.SIGTERM, signal.SIGINT)}
+    if parent := os.environ.get(PARENT):
+        when_orphaned(int(parent), stop.set)
     try:
         yield stop
     finally:

@@ -1,7 +1,15 @@
-"""The supervisor leaves nothing behind when it cannot start."""
+"""The supervisor leaves nothing behind, neither when it cannot start nor when it is killed."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,5 +29,52 @@ def test_a_start_that_fails_leaves_no_process_behind(
     barter = Barter(replace(config, database_url=away, port=port), quiet=True)
     with pytest.raises(RuntimeError, match="not ready"):
         barter.start()
-    processes = [part.process for part in barter._parts]
-    assert all(process is not None and process.poll() is not None for process in processes)
+    wait_until(lambda: running(config.data) == [])
+
+
+@pytest.mark.crash
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_supervisor_takes_its_parts_along_and_starts_again(config: Config) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | replace(config, port=port).environment()
+    command = [sys.executable, "-m", "service.cli", "serve"]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        child = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until(lambda: answers(port))
+        assert len(running(config.data)) >= 5
+        child.send_signal(number)
+        child.wait()
+        wait_until(lambda: running(config.data) == [])
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def running(data: Path) -> list[int]:
+    """Return the processes of Barter's command line that have this data folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = b"service.cli" in (process / "cmdline").read_bytes()
+            if ours and f"BARTER_DATA={data}\0".encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
