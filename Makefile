@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml $(LOCK)
 	test -x $(BIN)/python && $(BIN)/python -c 'import pip' || $(PYTHON) -m venv --clear $(VENV)
 	sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) > $(VENV)/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
-	$(BIN)/uv pip sync --quiet --no-config --python $(BIN)/python --require-hashes $(LOCK) \
+	$(BIN)/uv pip sync --quiet --no-config --system-certs --python $(BIN)/python --require-hashes $(LOCK) \
 	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
 	$(BIN)/uv pip install --quiet --no-config --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -276,8 +276,7 @@ def _own_options(definition: CampaignDefinition, model: str) -> dict[str, Any]:
         for option in policies.describe(name).options
         if option.default is not None
     }
-    if model == "profit":
-        options["value"] = _sale_values(definition)
+    options |= definition.prior_options(name)
     if definition.policy.name == name:
         options |= definition.policy.options
     return options
