@@ -37,6 +37,7 @@ def serve(config: Config, _: argparse.Namespace) -> int:
 def web(config: Config, _: argparse.Namespace) -> int:
     """Run the web workers only; they answer from the local file that `carry` keeps."""
     from granian.constants import Interfaces
+    from granian.log import LogLevels
     from granian.server import Server
 
     from service.supervisor import PARENT, when_orphaned
@@ -55,6 +56,8 @@ def web(config: Config, _: argparse.Namespace) -> int:
         backlog=1024,
         respawn_failed_workers=True,
         log_access=False,
+        # It would warn of our threads, most of which only wait for the disk, at every start.
+        log_level=LogLevels.error,
     ).serve()
     return 0
 
