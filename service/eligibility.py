@@ -5,12 +5,19 @@ logged with the decision.
 """
 
 import datetime as dt
-from collections.abc import Collection, Mapping
-from typing import Literal
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
 
 from bandits import sampling
 from service.definition import CampaignDefinition, Rule, Segment
 
+COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 State = Literal["draft", "scheduled", "running", "paused", "ended"]
 
 
@@ -41,12 +48,7 @@ def holds(rule: Rule, attributes: Mapping[str, object]) -> bool:
         return not _same(found, wanted)
     if not _number(found) or not _number(wanted):
         return False
-    return {
-        "<": found < wanted,  # type: ignore[operator]
-        "<=": found <= wanted,  # type: ignore[operator]
-        ">": found > wanted,  # type: ignore[operator]
-        ">=": found >= wanted,  # type: ignore[operator]
-    }[rule.op]
+    return bool(COMPARE[rule.op](found, wanted))
 
 
 def _number(value: object) -> bool:

@@ -1,0 +1,94 @@
+"""Campaign definitions: what an offer costs, and errors that name the field and the remedy."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from service.definition import Offer
+from tests.loop import DEFINITION, definition
+
+OFFER: TypeAdapter[Any] = TypeAdapter(Offer)
+TIERS = [{"threshold_minor": 2000, "percent": 5}, {"threshold_minor": 5000, "percent": 12.5}]
+
+
+@pytest.mark.parametrize(
+    ("offer", "costs", "worst"),
+    [
+        ({"kind": "none"}, {0: 0, 9999: 0}, 0),
+        ({"kind": "percentage", "percent": 10}, {0: 0, 995: 100, 10_000: 1000}, None),
+        (
+            {"kind": "percentage", "percent": 50, "max_discount_minor": 700},
+            {1000: 500, 1400: 700, 9000: 700},
+            700,
+        ),
+        ({"kind": "amount", "amount_minor": 500}, {300: 300, 500: 500, 9000: 500}, 500),
+        (
+            {"kind": "spend_threshold", "threshold_minor": 3000, "amount_minor": 400},
+            {2999: 0, 3000: 400},
+            400,
+        ),
+        ({"kind": "tiered", "tiers": TIERS}, {1999: 0, 2000: 100, 4999: 250, 5000: 625}, None),
+        ({"kind": "gift", "gift": "A mug", "cost_minor": 250}, {0: 250, 9000: 250}, 250),
+        (
+            {"kind": "free_shipping", "cost_minor": 490, "threshold_minor": 2000},
+            {1999: 0, 2000: 490},
+            490,
+        ),
+    ],
+)
+def test_what_an_offer_costs(
+    offer: dict[str, Any], costs: dict[int, int], worst: int | None
+) -> None:
+    made = OFFER.validate_python(offer)
+    assert {basket: made.discount_minor(basket) for basket in costs} == costs
+    assert made.worst_minor() == worst
+    assert worst is None or all(cost <= worst for cost in costs.values())
+    assert made.label("EUR")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"default_arm": "fifty"}, "default_arm: must be one of the arms: none, ten, twenty"),
+        ({"zone": "Mars/Olympus"}, "IANA time zone such as Europe/Madrid"),
+        ({"currency": "euro"}, "ISO 4217 code such as EUR"),
+        ({"starts_at": 1_800_000_000}, "RFC 3339"),
+        ({"starts_at": "2026-12-01T09:00:00"}, "offset"),
+        (
+            {"starts_at": "2026-12-02T00:00:00Z", "ends_at": "2026-12-01T00:00:00Z"},
+            "ends_at: must come after starts_at",
+        ),
+        ({"floor": 0.4}, "floor: 3 arms leave at most 0.3333 each"),
+        ({"objective": "revenue", "policy": {"name": "thompson_profit"}}, "objective profit"),
+        ({"policy": {"name": "oracle"}}, "policy"),
+        ({"policy": {"name": "epsilon_greedy", "options": {"epsilon": 7}}}, "epsilon"),
+        ({"arms": DEFINITION["arms"] + DEFINITION["arms"][:1]}, "keys must differ"),
+        ({"key": "Spring Sale"}, "key"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_wrong_definition_says_what_would_be_right(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        definition(**changes)
+
+
+def test_the_objective_chooses_a_policy_that_learns_it() -> None:
+    chosen = {
+        objective: definition(objective=objective).policy.name
+        for objective in ("profit", "revenue", "conversion")
+    }
+    assert chosen == {
+        "profit": "thompson_profit",
+        "revenue": "thompson_gaussian",
+        "conversion": "thompson_beta",
+    }
+
+
+def test_a_segment_may_change_an_offer() -> None:
+    segments = [DEFINITION["segments"][0] | {"arms": {"ten": {"offer": {"kind": "none"}}}}]
+    plan = definition(segments=segments)
+    assert plan.offer(0, 1).kind == "none"
+    assert plan.offer(1, 1).kind == "percentage"
+    assert plan.profit_of_sale(0, 1, 1000) == 400
+    assert plan.profit_of_sale(1, 1, 1000) == 300
