@@ -112,6 +112,13 @@ class Stored(NamedTuple):
     exhausted: bool = False
 
 
+class _Connection(sqlite3.Connection):
+    """One thread's connection, which closes itself when that thread has ended."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class _Job(NamedTuple):
     entries: Sequence[Entry]
     done: "Future[list[Stored]]"
@@ -266,7 +273,11 @@ class Spool:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            self._path,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")

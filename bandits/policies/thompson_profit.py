@@ -1,8 +1,9 @@
 """Thompson sampling for profit: conversion rate times profit per conversion.
 
 Expected profit of arm k per decision is ``m_k θ_k`` with θ_k ~ Beta(alpha + c, beta + n - c) and
-``m_k = (value_weight · value_k + Σ reward) / (value_weight + c_k)``, the profit per conversion
-shrunk towards what the campaign's own figures say. The simplex is P(m_k θ_k is greatest) by
+``m_k = (value_weight · s · value_k + Σ reward) / (value_weight + c_k)``, the profit per conversion
+shrunk towards what the campaign's own figures say, rescaled by ``s`` to the sales of the segment
+(:func:`bandits.posteriors.beta.value_per_conversion`). The simplex is P(m_k θ_k is greatest) by
 quadrature. An arm with ``m_k <= 0`` loses money on each conversion and gets probability 0, unless
 every eligible arm does: then the arm with the least loss ``m_k E[θ_k]`` is served. A cost that all
 arms share does not change which is best and is left out.
@@ -41,7 +42,7 @@ SPEC = PolicySpec(
             "Profit per conversion assumed beforehand, in minor units; 1 when left out.",
         ),
         Option(
-            "value_weight", "number", 10.0, 0.0, 1e6, True,
+            "value_weight", "number", 100.0, 0.0, 1e6, True,
             "Conversions that the assumed profit counts for.",
         ),
     ),

@@ -9,6 +9,11 @@ from typing import NamedTuple
 from bandits.types import ArmSums, Array
 
 
+#: Conversions that the assumed basket itself counts for, and how far off it may be.
+SCALE_WEIGHT = 10.0
+SCALE_LIMIT = 100.0
+
+
 class BetaPosterior(NamedTuple):
     """Parameters per row and arm.
 
@@ -44,6 +49,19 @@ def posterior(xp: Array, sums: ArmSums, *, alpha: float, beta: float) -> BetaPos
 
 
 def value_per_conversion(xp: Array, sums: ArmSums, *, prior: Array, weight: float) -> Array:
-    """Reward per conversion (..., A): ``(weight prior + Σ reward) / (weight + conversions)``."""
+    """Reward per conversion (..., A): ``(weight s prior + Σ reward) / (weight + conversions)``.
+
+    What is known beforehand is how the arms compare (margin less each one's discount); the typical
+    basket behind it is a guess. So the segment's own sales rescale the prior by ``s``, the rewards
+    of all its arms over what the prior expected of those conversions: a wrong guess would otherwise
+    flatter the arms that have sold least.
+    """
     conversions = xp.maximum(sums.conversions, 0)
-    return (weight * prior + sums.reward) / (weight + conversions)
+    earns = prior > 0
+    expected = xp.where(earns, prior * conversions, 0.0).sum(axis=-1, keepdims=True)
+    observed = xp.where(earns, sums.reward, 0).sum(axis=-1, keepdims=True)
+    assumed = SCALE_WEIGHT * xp.where(earns, prior, 0.0).mean(axis=-1, keepdims=True)
+    known = assumed > 0
+    scale = xp.where(known, (assumed + observed) / xp.where(known, assumed + expected, 1.0), 1.0)
+    scale = xp.clip(scale, 1.0 / SCALE_LIMIT, SCALE_LIMIT)
+    return (weight * scale * prior + sums.reward) / (weight + conversions)

@@ -53,7 +53,7 @@ class Prior(NamedTuple):
     alpha: float = 1.0
     beta: float = 1.0
     value: Floats | None = None
-    value_weight: float = 10.0
+    value_weight: float = 100.0
     mean: float | None = None
     sd: float | None = None
     weight: float = 1.0

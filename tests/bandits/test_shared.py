@@ -140,10 +140,11 @@ def test_the_residuals_save_the_band_where_arms_are_not_smooth(
 ) -> None:
     """Ninety per cent is promised; forty campaigns allow for chance."""
     runs = list(campaigns(WORLDS[name], runs=40, decisions=6000, seed=11))
-    assert held(runs) >= 0.85
+    share = held(runs)
+    assert share >= 0.85
     monkeypatch.setattr(shared, "EXACT_LINE", 1 - 1e-12)
     monkeypatch.setattr(shared, "EXACT_LEVEL", 1 - 1e-12)
-    assert held(runs) < 0.8
+    assert held(runs) < share - 0.05
 
 
 def test_the_band_holds_where_arms_are_nearly_tied_and_independent_priors_fail() -> None:
