@@ -5,6 +5,7 @@ the postmaster are killed with SIGKILL, and PostgreSQL is stopped for ten second
 log is compared with what the load generator was told, and the learnt state with a rebuild.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -96,23 +97,24 @@ class Load:
         started = time.monotonic()
         while True:
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                headers = {
-                    "Authorization": f"Bearer {self.key}",
-                    "Content-Type": "application/json",
-                }
-                connection.request("POST", path, json.dumps(body), headers)
-                reply = connection.getresponse()
-                told: dict[str, object] = json.loads(reply.read())
-                connection.close()
-                if reply.status in (200, 202):
-                    self.longest = max(self.longest, time.monotonic() - started)
-                    return told
-                self.wrong.append(f"{reply.status} {told}")
+                status, told = self._post(path, body)
             except (OSError, http.client.HTTPException):
                 # The worker that had the request was killed: send it again, under the same id.
                 pass
+            else:
+                if status in (200, 202):
+                    self.longest = max(self.longest, time.monotonic() - started)
+                    return told
+                self.wrong.append(f"{status} {told}")
             time.sleep(0.02)
+
+    def _post(self, path: str, body: Mapping[str, object]) -> tuple[int, dict[str, object]]:
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        with contextlib.closing(connection):
+            connection.request("POST", path, json.dumps(body), headers)
+            reply = connection.getresponse()
+            return reply.status, json.loads(reply.read())
 
 
 @pytest.fixture
