@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from bandits.types import ArmSums, Array
 
-
 #: Conversions that the assumed basket itself counts for, and how far off it may be.
 SCALE_WEIGHT = 10.0
 SCALE_LIMIT = 100.0
