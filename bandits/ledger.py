@@ -1,4 +1,4 @@
-"""The ledger: exact int64 sums per segment and arm, with a digest and a byte form.
+"""The ledger: exact int64 sums per segment and arm.
 
 ``update(state, batch)`` of every arm-level policy is ``add(state, contribution(batch))``. Integer
 sums do not depend on the order or the grouping of the rows, and a row with sign -1 takes back
@@ -10,23 +10,24 @@ per segment and arm: ``trials < 2**31`` (for ``square_low``, whose rows are belo
 ``sum |reward| < 2**63 / 2**20 = 8.8e12`` (for ``score_reward``): two thousand million decisions,
 or 88 thousand million of a currency with two decimals.
 
+:func:`add` and :func:`negate` take any named tuple of sums: linear policies keep others.
+:mod:`bandits.artefact` gives a state's digest and its bytes.
+
 >>> state = zeros(segments=1, arms=2)
->>> digest(state)[:12]
-'7a0ad8f5a799'
+>>> int(add(state, negate(state)).trials.sum())
+0
 """
 
-import hashlib
-import json
-import struct
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bandits.backend import Backend, is_traced, numpy_backend, require_double
 from bandits.types import REWARD_LIMIT, SCORE_BITS, ArmSums, Array, Batch
 
-_MAGIC = b"BLEDGER1"
 _LOW = (1 << 32) - 1
+
+S = TypeVar("S", bound=tuple[Any, ...])
 
 
 def zeros(*, segments: int, arms: int) -> ArmSums:
@@ -78,16 +79,17 @@ def contribution(
     )
 
 
-def add(a: ArmSums, b: ArmSums) -> ArmSums:
-    """The field-wise sum of two ledgers of one shape."""
-    if a.trials.shape != b.trials.shape:
-        raise ValueError(f"ledgers of shapes {a.trials.shape} and {b.trials.shape} cannot be added")
-    return ArmSums(*(x + y for x, y in zip(a, b, strict=True)))
+def add(a: S, b: S) -> S:
+    """The field-wise sum of two ledgers of one kind and shape."""
+    if type(a) is not type(b) or [x.shape for x in a] != [x.shape for x in b]:
+        shapes = [getattr(x[0], "shape", None) for x in (a, b)]
+        raise ValueError(f"ledgers of shapes {shapes[0]} and {shapes[1]} cannot be added")
+    return type(a)(*(x + y for x, y in zip(a, b, strict=True)))
 
 
-def negate(state: ArmSums) -> ArmSums:
+def negate(state: S) -> S:
     """The ledger that takes ``state`` back when added."""
-    return ArmSums(*(-x for x in state))
+    return type(state)(*(-x for x in state))
 
 
 def total(state: ArmSums) -> ArmSums:
@@ -98,61 +100,6 @@ def total(state: ArmSums) -> ArmSums:
 def square(state: ArmSums) -> Array:
     """The sums of squared rewards, (S, A) float64 (exact to its 53 bits)."""
     return state.square_high * 2.0**32 + state.square_low
-
-
-def digest(state: ArmSums) -> str:
-    """SHA-256 (hex) over field names, shapes and little-endian int64 bytes."""
-    sha = hashlib.sha256()
-    for name, array in zip(state._fields, _arrays(state), strict=True):
-        sha.update(f"{name}:{array.shape[0]}x{array.shape[1]};".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
-
-
-def to_bytes(state: ArmSums) -> bytes:
-    """A self-describing form: magic with version, header length, JSON header, int64s, SHA-256."""
-    arrays = _arrays(state)
-    header = json.dumps(
-        {"fields": list(state._fields), "shape": list(arrays[0].shape), "type": "<i8"},
-        separators=(",", ":"),
-    ).encode()
-    body = b"".join(
-        [_MAGIC, struct.pack("<I", len(header)), header, *(a.tobytes() for a in arrays)]
-    )
-    return body + hashlib.sha256(body).digest()
-
-
-def from_bytes(data: bytes) -> ArmSums:
-    """The ledger that :func:`to_bytes` wrote.
-
-    Raises:
-        ValueError: not a ledger, another version, cut short, or damaged.
-    """
-    body, checksum = data[:-32], data[-32:]
-    if data[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("not a ledger of this version")
-    if hashlib.sha256(body).digest() != checksum:
-        raise ValueError("ledger is damaged: checksum differs")
-    start = len(_MAGIC) + 4
-    (length,) = struct.unpack("<I", body[len(_MAGIC) : start])
-    header = json.loads(body[start : start + length])
-    segments, arms = header["shape"]
-    if header["fields"] != list(ArmSums._fields) or header["type"] != "<i8":
-        raise ValueError("ledger has other fields than this version reads")
-    values = np.frombuffer(body, dtype="<i8", offset=start + length)
-    stacked = values.reshape(len(ArmSums._fields), segments, arms).astype(np.int64)
-    return ArmSums(*stacked)
-
-
-def _arrays(state: ArmSums) -> list[NDArray[np.int64]]:
-    """The fields as contiguous little-endian int64 arrays of one (S, A) shape."""
-    arrays = []
-    for name, value in zip(state._fields, state, strict=True):
-        array = np.asarray(value)
-        if array.dtype != np.int64 or array.ndim != 2 or array.shape != state.trials.shape:
-            raise TypeError(f"ledger field {name} must be (S, A) int64")
-        arrays.append(np.ascontiguousarray(array, dtype="<i8"))
-    return arrays
 
 
 def _check(batch: Batch, *, segments: int, arms: int) -> None:

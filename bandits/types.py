@@ -1,9 +1,14 @@
 """The contract of the library: what a policy is, what it reads, what it learns from.
 
-A **policy** is a pair of pure functions, ``probabilities(state, contexts, mask)`` and
-``update(state, batch)``. One sampler (:mod:`bandits.sampling`) draws from the simplex that the
-first returns, after the guardrails of :mod:`bandits.simplex`. Nothing here does I/O, reads a clock
-or keeps global state.
+A **policy** is a pair of pure functions, ``update(state, batch)`` and
+``probabilities(belief, contexts, mask)``. What lies between them, ``believe(state)``, is all that
+can be computed once per snapshot: a factorisation, a posterior, frozen draws. One sampler
+(:mod:`bandits.sampling`) draws from the simplex that ``probabilities`` returns, after the
+guardrails of :mod:`bandits.simplex`. Nothing here does I/O, reads a clock or keeps global state.
+
+A **state** is a named tuple of arrays. What is learnt by counting is int64 in it, whatever the
+policy: exact, hence order-free, mergeable and reversible (:mod:`bandits.ledger`). Some policies
+also hold float arrays that only ``retrain`` changes: the weights of a network, the nodes of trees.
 
 Letters, used in every shape: ``A`` arms, ``S`` segments, ``B`` batch rows, ``D`` features,
 ``M`` posterior draws (reports draw; policies never do).
@@ -15,11 +20,23 @@ from typing import Any, NamedTuple, TypeAlias
 #: A numpy or a JAX array: functions that accept both are written once, against either namespace.
 Array: TypeAlias = Any
 
+#: A named tuple of arrays, as a policy's ``init`` returns it.
+State: TypeAlias = Any
+
+#: What a policy's ``believe`` returns.
+Belief: TypeAlias = Any
+
 #: Largest absolute reward of one row, in integer units; :mod:`bandits.ledger` says why.
 REWARD_LIMIT = 1_000_000_000
 
 #: Fractional bits of the fixed-point score sums.
 SCORE_BITS = 20
+
+#: Fractional bits of a quantised feature, and the largest magnitude of its integer: a feature lies
+#: in (-16, 16) in steps of 2**-12, so that a product of two fits 2**32, and a sum over 2**31 rows
+#: an int64.
+FEATURE_BITS = 12
+FEATURE_LIMIT = (1 << 16) - 1
 
 
 class Contexts(NamedTuple):
@@ -27,7 +44,8 @@ class Contexts(NamedTuple):
 
     Attributes:
         segment: (B,) int32, index of the segment, ``0 <= segment < S``.
-        features: (B, D) int64 fixed point, quantised once when decided; ``D`` may be 0.
+        features: (B, D) int64 in 2**-12 (:mod:`bandits.features`), quantised once when decided
+            and logged so; ``D`` may be 0.
     """
 
     segment: Array
@@ -86,13 +104,21 @@ class Policy(NamedTuple):
     Attributes:
         name: the registered name.
         init: ``() -> state`` with nothing learnt.
-        probabilities: ``(state, contexts, mask) -> (B, A) float64``, a simplex per row that is
+        update: ``(state, batch) -> state``, the ledger's sum with the batch's contribution.
+        believe: ``state -> belief``, a function of the state alone: whoever holds the same state
+            gets the same belief, in every bit on one backend. The arm-level policies' belief is
+            the state itself.
+        probabilities: ``(belief, contexts, mask) -> (B, A) float64``, a simplex per row that is
             exactly 0 where ``mask`` is False. ``mask`` is (B, A) bool, True = eligible; a row
             without an eligible arm is a ``ValueError`` (never reached under ``jax.jit``).
-        update: ``(state, batch) -> state``, the ledger's sum with the batch's contribution.
+        retrain: ``(state, batch, seed) -> state``: what is not learnt by counting is fitted to the
+            rows, starting from what it was, and the sums are counted afresh over the same rows.
+            None where there is nothing to retrain.
     """
 
     name: str
-    init: Callable[[], ArmSums]
-    probabilities: Callable[[ArmSums, Contexts, Array], Array]
-    update: Callable[[ArmSums, Batch], ArmSums]
+    init: Callable[[], State]
+    update: Callable[[State, Batch], State]
+    believe: Callable[[State], Belief]
+    probabilities: Callable[[Belief, Contexts, Array], Array]
+    retrain: Callable[[State, Batch, int], State] | None = None

@@ -30,7 +30,7 @@ from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from bandits import ledger, simplex
+from bandits import artefact, simplex
 from bandits.types import ArmSums, Batch, Contexts
 from service import queries, upkeep
 from service.decide import RANDOMISED
@@ -87,7 +87,7 @@ def rebuild(
     connection: Connection, campaign_id: int, place: Place, *, backend: Backend = "numpy"
 ) -> ArmSums:
     """Return the state that the log up to a place adds up to, from nothing."""
-    state = _live(connection, campaign_id).definition.build_policy().init()
+    state: ArmSums = _live(connection, campaign_id).definition.build_policy().init()
     last = 0
     while True:
         rows = connection.execute(
@@ -127,7 +127,8 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
         fresh[-1].position if fresh else seen.decision,
         events[-1].position if events else seen.outcome,
     )
-    state = live.policy.init() if previous is None else ledger.from_bytes(previous.state)
+    start = live.policy.init()
+    state = start if previous is None else artefact.from_bytes(previous.state, like=start)
     touched = connection.execute(
         queries.decisions_by_id([event.decision_id for event in events], seen.decision)
     ).all()
@@ -280,7 +281,8 @@ def _check(live: LiveCampaign, state: ArmSums) -> None:
         features=np.zeros((segments, 0), dtype=np.int64),
     )
     try:
-        simplex.check(live.policy.probabilities(state, contexts, eligible), eligible)
+        belief = live.policy.believe(state)
+        simplex.check(live.policy.probabilities(belief, contexts, eligible), eligible)
     except (ValueError, ArithmeticError) as error:
         raise NotPublished(f"campaign {live.definition.key}: {error}") from error
 
@@ -289,13 +291,13 @@ def _publish(
     connection: Connection, live: LiveCampaign, state: ArmSums, version: int, place: Place,
     events: Log,
 ) -> str:  # fmt: skip
-    digest = ledger.digest(state)
+    digest = artefact.digest(state)
     connection.execute(
         insert(Snapshot).values(
             campaign_id=live.id,
             version=version,
             revision=live.revision,
-            state=ledger.to_bytes(state),
+            state=artefact.to_bytes(state, policy=live.policy.name),
             digest=digest,
             decision_position=place.decision,
             outcome_position=place.outcome,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bandits import ledger
-from bandits.types import ArmSums
+from bandits import artefact
+from bandits.types import Policy
 from service.definition import CampaignDefinition
 from service.errors import UnknownDecision
 from service.models import Campaign, CampaignRevision, Decision, Snapshot
@@ -93,19 +93,20 @@ def _live(session: Session, decision: Decision) -> LiveCampaign:
     )
     if seed is None or document is None:
         raise Irreproducible(f"revision {decision.revision} is not stored")
+    definition = CampaignDefinition.model_validate(document)
     return LiveCampaign(
         id=decision.campaign_id,
         revision=decision.revision,
         state="running",
         killed=False,
         seed=seed,
-        definition=CampaignDefinition.model_validate(document),
+        definition=definition,
         version=decision.snapshot,
-        sums=_sums(session, decision),
+        stored=_state(session, decision, definition.build_policy()),
     )
 
 
-def _sums(session: Session, decision: Decision) -> ArmSums | None:
+def _state(session: Session, decision: Decision, policy: Policy) -> bytes | None:
     """Return the stored state, checked against its digest; None before anything was learnt."""
     if decision.snapshot == 0:
         return None
@@ -113,9 +114,9 @@ def _sums(session: Session, decision: Decision) -> ArmSums | None:
     if stored is None:
         raise Irreproducible(f"snapshot {decision.snapshot} is not stored")
     try:
-        sums = ledger.from_bytes(stored.state)
+        state = artefact.from_bytes(stored.state, like=policy.init())
     except ValueError as error:
         raise Irreproducible(f"snapshot {decision.snapshot}: {error}") from error
-    if ledger.digest(sums) != stored.digest:
+    if artefact.digest(state) != stored.digest:
         raise Irreproducible(f"snapshot {decision.snapshot} does not have the digest it was given")
-    return sums
+    return stored.state

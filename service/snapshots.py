@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandits import ledger, sampling, simplex
-from bandits.types import ArmSums, Contexts
+from bandits import artefact, sampling, simplex
+from bandits.types import Contexts
 from service.definition import CampaignDefinition
 from service.eligibility import State, state_at
 
@@ -40,15 +40,14 @@ class LiveCampaign:
         seed: bytes,
         definition: CampaignDefinition,
         version: int = 0,
-        sums: ArmSums | None = None,
+        stored: bytes | None = None,
     ) -> None:
         self.id, self.revision, self.state, self.killed = id, revision, state, killed
         self.seed, self.definition, self.version = seed, definition, version
         self.policy = definition.build_policy()
         start = self.policy.init()
-        self.sums = start if sums is None else sums
-        if self.sums.trials.shape != start.trials.shape:
-            raise ValueError(f"snapshot {version} was not learnt with these arms and segments")
+        self.learnt = artefact.from_bytes(stored, like=start) if stored else start
+        self.belief = self.policy.believe(self.learnt)
         self._caps = np.array([1.0 if arm.cap is None else arm.cap for arm in definition.arms])
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
 
@@ -76,7 +75,7 @@ class LiveCampaign:
             seed=bytes.fromhex(row["seed"]),
             definition=definition or CampaignDefinition.model_validate(row["definition"]),
             version=version,
-            sums=ledger.from_bytes(state) if state else None,
+            stored=state,
         )
 
     def moved(self, state: State, *, killed: bool) -> "LiveCampaign":
@@ -106,7 +105,7 @@ class LiveCampaign:
                 segment=np.array([segment], dtype=np.int32),
                 features=np.zeros((1, 0), dtype=np.int64),
             )
-            raw = np.asarray(self.policy.probabilities(self.sums, contexts, eligible))
+            raw = np.asarray(self.policy.probabilities(self.belief, contexts, eligible))
             known = np.asarray(
                 simplex.guard(raw, eligible, floor=self.definition.floor, cap=self._caps)
             )[0]

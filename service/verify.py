@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from bandits import ledger
+from bandits import artefact
 from service import queries
 from service.db import transaction
 from service.errors import UnknownCampaign
@@ -47,7 +47,7 @@ def verify(engine: Engine, key: str, *, sample: int, progress: Any = None) -> Ve
             raise UnknownCampaign(key)
         newest = session.execute(queries.newest_snapshot(campaign.id)).one_or_none()
         place = Place(newest.decision_position, newest.outcome_position) if newest else Place(0, 0)
-        rebuilt = ledger.digest(rebuild(session.connection(), campaign.id, place))
+        rebuilt = artefact.digest(rebuild(session.connection(), campaign.id, place))
         drawn = session.scalars(
             select(Decision.id)
             .where(Decision.campaign_id == campaign.id)

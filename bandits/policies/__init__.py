@@ -43,14 +43,21 @@ NAMES: tuple[str, ...] = tuple(_MODULES)
 
 
 def make(
-    name: str, *, arms: int, segments: int, backend: str = "numpy", **options: OptionValue
+    name: str,
+    *,
+    arms: int,
+    segments: int,
+    features: int = 0,
+    backend: str = "numpy",
+    **options: OptionValue,
 ) -> Policy:
-    """The policy called ``name`` for A = ``arms`` and S = ``segments``.
+    """The policy called ``name`` for A = ``arms``, S = ``segments`` and D = ``features``.
 
     Args:
         name: one of :data:`NAMES`.
         arms: number of arms, at least 1.
         segments: number of segments, at least 1.
+        features: number of features of a context; policies that are not contextual ignore them.
         backend: "numpy" (serving) or "jax" (learner, bulk).
         options: the policy's own; see :func:`describe`.
 
@@ -65,7 +72,13 @@ def make(
             raise ValueError(f"{what}: must be at least 1")
     if backend not in ("numpy", "jax"):
         raise ValueError(f"backend: must be 'numpy' or 'jax', not {backend!r}")
-    policy: Policy = _MODULES[name].policy(arms=arms, segments=segments, backend=backend, **options)
+    if features < 0:
+        raise ValueError("features: must be at least 0")
+    module = _MODULES[name]
+    width = {"features": features} if module.SPEC.contextual else {}
+    policy: Policy = module.policy(
+        arms=arms, segments=segments, backend=backend, **width, **options
+    )
     return policy
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-OptionValue = float | Sequence[float] | Sequence[Sequence[float]] | NDArray[Any] | None
+OptionValue = float | str | Sequence[float] | Sequence[Sequence[float]] | NDArray[Any] | None
 
 
 class Option(NamedTuple):
@@ -15,12 +15,15 @@ class Option(NamedTuple):
 
     Attributes:
         name: keyword of the factory.
-        kind: "number", "per_arm" (A numbers) or "per_segment_arm" (S lists of A numbers).
-        default: what is used when the option is left out; None means what ``help`` says.
+        kind: "number", "choice" (one of ``choices``), "per_arm" (A numbers) or "per_segment_arm"
+            (S lists of A numbers).
+        default: what is used when the option is left out; None means what ``help`` says. The
+            place in ``choices`` for a choice.
         minimum: least value allowed (of each number).
         maximum: greatest value allowed.
         open: whether the minimum itself is excluded.
         help: one plain sentence.
+        choices: the words that a choice is made from.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Option(NamedTuple):
     maximum: float
     open: bool
     help: str
+    choices: tuple[str, ...] = ()
 
 
 class PolicySpec(NamedTuple):
@@ -42,6 +46,8 @@ class PolicySpec(NamedTuple):
         objectives: campaign objectives that it is meant for.
         randomised: whether its simplex is not one-hot by itself (a floor is advised otherwise).
         options: in the order of the factory's keywords.
+        contextual: whether it looks at the features of a context; then its factory takes the
+            keyword ``features``.
     """
 
     name: str
@@ -50,6 +56,7 @@ class PolicySpec(NamedTuple):
     objectives: tuple[str, ...]
     randomised: bool
     options: tuple[Option, ...]
+    contextual: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for an API or a form."""
@@ -86,6 +93,8 @@ def _checked_one(option: Option, value: OptionValue, segments: int, arms: int) -
         if option.default is not None:
             raise ValueError(f"{option.name}: must not be null")
         return None
+    if option.kind == "choice":
+        return _checked_choice(option, value)
     shapes = {"number": (), "per_arm": (arms,), "per_segment_arm": (segments, arms)}
     shape = shapes[option.kind]
     try:
@@ -98,6 +107,14 @@ def _checked_one(option: Option, value: OptionValue, segments: int, arms: int) -
     if not bool(np.all(np.isfinite(array))) or bool(np.any(low | (array > option.maximum))):
         raise ValueError(f"{option.name}: must be {_bounds(option)}")
     return float(array) if option.kind == "number" else array
+
+
+def _checked_choice(option: Option, value: OptionValue) -> str:
+    if isinstance(value, float) and value == option.default:
+        return option.choices[int(value)]
+    if not isinstance(value, str) or value not in option.choices:
+        raise ValueError(f"{option.name}: must be one of {', '.join(option.choices)}")
+    return value
 
 
 def _wanted(option: Option, segments: int, arms: int) -> str:

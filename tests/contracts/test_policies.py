@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from bandits import backend, ledger, policies, sampling, simplex
+from bandits import artefact, backend, policies, sampling, simplex
 from bandits.types import ArmSums, Batch, Contexts, Policy
 
 ARMS, SEGMENTS, ROWS = 5, 3, 600
@@ -104,7 +104,7 @@ def test_numpy_and_jax_agree(name: str) -> None:
     one, two = _policy(name), _policy(name, space="jax")
     batch, mask = _batch(), _mask()
     state, other = one.update(one.init(), batch), two.update(two.init(), batch)
-    assert ledger.digest(state) == ledger.digest(other)
+    assert artefact.digest(state) == artefact.digest(other)
     p = one.probabilities(state, _contexts(SEGMENT), mask)
     q = two.probabilities(other, _contexts(SEGMENT), mask)
     assert str(q.dtype) == "float64"

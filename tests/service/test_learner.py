@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.exc import OperationalError
 
-from bandits import ledger
+from bandits import artefact
 from bandits.types import ArmSums
 from service import db, queries
 from service.carrier import Carrier
@@ -44,8 +44,8 @@ def state(loop: Loop, campaign: int) -> ArmSums:
         row = connection.execute(queries.newest_snapshot(campaign)).one()
         place = Place(row.decision_position, row.outcome_position)
         again = rebuild(connection, campaign, place)
-    learnt = ledger.from_bytes(row.state)
-    assert row.digest == ledger.digest(learnt) == ledger.digest(again)
+    learnt = artefact.from_bytes(row.state, like=again)
+    assert row.digest == artefact.digest(learnt) == artefact.digest(again)
     return learnt
 
 
@@ -178,7 +178,7 @@ def test_jax_and_numpy_learn_the_same_bits(loop: Loop) -> None:
     assert learnt is not None
     with loop.engine.connect() as connection:
         again = rebuild(connection, campaign, learnt.place, backend="numpy")
-    assert learnt.digest == ledger.digest(again)
+    assert learnt.digest == artefact.digest(again)
 
 
 def test_several_learners_count_everything_once(loop: Loop) -> None:

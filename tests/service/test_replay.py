@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.orm import Session
 
-from bandits import ledger
+from bandits import artefact, ledger
 from bandits.types import ArmSums
 from service.definition import CampaignDefinition
 from service.eligibility import mask_bits
@@ -54,10 +54,10 @@ def _learnt(rng: np.random.Generator) -> ArmSums:
     return zeros._replace(trials=trials, conversions=conversions, reward=conversions * 900)
 
 
-def _live(version: int, sums: ArmSums | None) -> LiveCampaign:
+def _live(version: int, stored: bytes | None) -> LiveCampaign:
     return LiveCampaign(
         id=1, revision=1, state="running", killed=False, seed=SEED, definition=DEFINITION,
-        version=version, sums=sums,
+        version=version, stored=stored,
     )  # fmt: skip
 
 
@@ -90,8 +90,9 @@ def _filled(made: Session) -> Session:
         state = _learnt(rng)
         made.add(
             Snapshot(
-                campaign_id=1, version=version, revision=1, state=ledger.to_bytes(state),
-                digest=ledger.digest(state), decision_position=0, outcome_position=0,
+                campaign_id=1, version=version, revision=1,
+                state=artefact.to_bytes(state, policy="thompson_beta"),
+                digest=artefact.digest(state), decision_position=0, outcome_position=0,
             )
         )  # fmt: skip
     made.flush()
@@ -100,7 +101,7 @@ def _filled(made: Session) -> Session:
 
 def _served(session: Session, version: int) -> LiveCampaign:
     stored = session.get(Snapshot, (1, version))
-    return _live(version, ledger.from_bytes(stored.state) if stored else None)
+    return _live(version, stored.state if stored else None)
 
 
 def test_logged_decisions_replay_bit_for_bit(session: Session) -> None:

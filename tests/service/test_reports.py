@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from bandits import ledger
-from bandits.types import ArmSums, Batch, Contexts
+from bandits import artefact
+from bandits.types import Batch, Contexts
 from service.definition import CampaignDefinition
 from service.eligibility import held_out, mask_bits, masked
 from service.models import Campaign, CampaignRevision, Decision, Outcome, Reward, Snapshot
@@ -66,7 +66,7 @@ class Shop:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     now: dt.datetime = START
     version: int = 0
-    sums: ArmSums | None = None
+    stored: bytes | None = None
     regret: float = 0.0  # true expected regret of what was drawn, in units of the objective
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Shop:
         """Return the campaign as a serving process holds it."""
         return LiveCampaign(
             id=self.id, revision=1, state="running", killed=False, seed=SEED,
-            definition=self.definition, version=self.version, sums=self.sums,
+            definition=self.definition, version=self.version, stored=self.stored,
         )  # fmt: skip
 
     def serve(self, batches: int, size: int, *, minutes: float = 60) -> None:
@@ -178,11 +178,13 @@ class Shop:
             np.ones(len(rows), np.int64),
         )
         live = self.live()
-        self.sums, self.version = live.policy.update(live.sums, batch), self.version + 1
+        state = live.policy.update(live.learnt, batch)
+        self.stored = artefact.to_bytes(state, policy=live.policy.name)
+        self.version += 1
         self.session.add(
             Snapshot(
                 campaign_id=self.id, version=self.version, revision=1,
-                state=ledger.to_bytes(self.sums), digest=ledger.digest(self.sums),
+                state=self.stored, digest=artefact.digest(state),
                 decision_position=0, outcome_position=0,
             )
         )  # fmt: skip

@@ -1,0 +1,45 @@
+"""Features as integers: quantised once, when a decision is made, and logged so.
+
+A feature x is stored as ``round(x · 2**12)``, an int64 within ±65,535: x lies in (-16, 16), in
+steps of 0.00024. Sums of products of such integers are exact (:mod:`bandits.ledger`), the same on
+every machine and in every order. Values beyond the range are cut off at it, and what is not a
+number becomes 0, the centre: standardise features so that both are rare.
+
+>>> quantise(np.array([[0.5, -100.0, float("nan")]]))
+array([[  2048, -65535,      0]])
+>>> values(quantise(np.array([[0.5]])))
+array([[0.5]])
+"""
+
+import numpy as np
+
+from bandits.backend import namespace
+from bandits.types import FEATURE_BITS, FEATURE_LIMIT, Array
+
+#: One in a quantised feature.
+ONE = 1 << FEATURE_BITS
+
+
+def quantise(x: Array) -> Array:
+    """Features (..., D), any float type, as int64 in 2**-12, cut off at ±FEATURE_LIMIT."""
+    xp = namespace(x)
+    scaled = xp.rint(xp.nan_to_num(xp.asarray(x), nan=0.0, posinf=16.0, neginf=-16.0) * ONE)
+    return xp.clip(scaled, -FEATURE_LIMIT, FEATURE_LIMIT).astype(xp.int64)
+
+
+def values(features: Array) -> Array:
+    """What quantised features (..., D) stand for, float64."""
+    return features / float(ONE)
+
+
+def check(features: Array, *, rows: int, width: int) -> None:
+    """Raise unless ``features`` is (rows, width) int64 within the limit.
+
+    For concrete arrays only (it branches on values).
+    """
+    if features.shape != (rows, width):
+        raise ValueError(f"contexts.features must be {(rows, width)}, not {features.shape}")
+    if np.dtype(features.dtype) != np.dtype(np.int64):
+        raise TypeError(f"contexts.features must be int64, not {features.dtype}")
+    if features.size and bool((abs(features) > FEATURE_LIMIT).any()):
+        raise ValueError(f"contexts.features must be within ±{FEATURE_LIMIT} (bandits.features)")
