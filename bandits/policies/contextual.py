@@ -1,0 +1,80 @@
+"""What the contextual policies share: a regressor, and a rule that turns beliefs into a simplex."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bandits import features as quantised
+from bandits.backend import Backend, is_traced
+from bandits.regressors.regressor import Prediction, Regressor
+from bandits.types import Array, Belief, Contexts, Policy
+
+#: ``(prediction, mask (B, A), belief) -> simplex (B, A)``.
+Rule = Callable[[Prediction, Array, Belief], Array]
+
+
+def policy(
+    name: str, regressor: Regressor, rule: Rule, *, arms: int, features: int, space: Backend
+) -> Policy:
+    """The policy that serves by ``rule`` what ``regressor`` predicts.
+
+    The JAX path pads the rows of a batch to a power of two, so that it compiles for few shapes.
+    """
+
+    def simplices(belief: Belief, contexts: Contexts, mask: Array) -> Array:
+        return rule(regressor.predict(belief, contexts), mask, belief)
+
+    compiled = space.jit(simplices)
+
+    def probabilities(belief: Belief, contexts: Contexts, mask: Array) -> Array:
+        check_shapes(contexts, mask, arms=arms, features=features)
+        if is_traced(contexts.segment, contexts.features, mask, *leaves(belief)):
+            return simplices(belief, contexts, mask)
+        check_values(contexts, mask)
+        if space.name != "jax":
+            return compiled(belief, contexts, mask)
+        rows = mask.shape[0]
+        padded = np.arange(1 << max(0, rows - 1).bit_length()) % rows
+        wide = Contexts(*(np.asarray(field)[padded] for field in contexts))
+        return compiled(belief, wide, np.asarray(mask)[padded])[:rows]
+
+    return Policy(
+        name,
+        regressor.init,
+        regressor.update,
+        regressor.believe,
+        probabilities,
+        regressor.retrain,
+    )
+
+
+def check_shapes(contexts: Contexts, mask: Array, *, arms: int, features: int) -> None:
+    """Raise unless the shapes and types of a call to ``probabilities`` are right."""
+    if contexts.segment.ndim != 1:
+        raise ValueError("contexts.segment must have shape (B,)")
+    rows = contexts.segment.shape[0]
+    if contexts.features.shape != (rows, features):
+        raise ValueError(
+            f"contexts.features must be {(rows, features)}, not {contexts.features.shape}"
+        )
+    if np.dtype(contexts.features.dtype) != np.dtype(np.int64):
+        raise TypeError(f"contexts.features must be int64, not {contexts.features.dtype}")
+    if mask.shape != (rows, arms):
+        raise ValueError(f"mask must be (B, A) with A = {arms}, not {mask.shape}")
+    if np.dtype(mask.dtype) != np.dtype(bool):
+        raise TypeError(f"mask must be bool, not {mask.dtype}")
+
+
+def check_values(contexts: Contexts, mask: Array) -> None:
+    """Raise unless every row has an eligible arm and features within their limit."""
+    if not bool(np.all(np.asarray(mask).any(axis=1))):
+        raise ValueError("mask has a row without an eligible arm")
+    found = np.asarray(contexts.features)
+    quantised.check(found, rows=found.shape[0], width=found.shape[1])
+
+
+def leaves(belief: Belief) -> list[Array]:
+    """The arrays of a belief, nested named tuples included."""
+    if isinstance(belief, tuple):
+        return [leaf for part in belief for leaf in leaves(part)]
+    return [] if belief is None else [belief]
