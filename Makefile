@@ -11,14 +11,16 @@ PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do 
 LOCK    := requirements.lock
 # `make test PYTEST="-k simplex"` hands that to pytest; DATABASE_URL reaches it by itself.
 PYTEST  ?=
+# `make bench-policies ARGS="--tasks digits"` hands that to the suite; its `--help` teaches.
+ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-serving help install demo study serve test check format upgrade chromium clean
+.PHONY: bench-policies bench-serving help install demo study serve test check format upgrade chromium clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort \
-	| awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	| awk -F '\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 install: $(STAMP)  ## Build the environment in .venv from the lock
 
@@ -41,6 +43,9 @@ demo: $(STAMP)  ## Show the whole loop on real retail data; Ctrl-C ends it
 
 bench-serving: $(STAMP)  ## Time a durable decision beside an empty Flask view
 	$(BIN)/python -m tests.bench.serving
+
+bench-policies: $(STAMP)  ## Policies beside their peers (hours, resumes; ARGS="--quick" takes a minute)
+	$(BIN)/python -m tests.bench.policies $(ARGS)
 
 study: $(STAMP)  ## The demo's campaign over 20 seeds through the real server (20 min)
 	$(BIN)/python -m service.demo.study --output tests/bench/demo_study.md
