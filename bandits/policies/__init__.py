@@ -1,7 +1,7 @@
 """The registered policies, by name.
 
 >>> sorted(NAMES)[:3]
-['epsilon_greedy', 'fixed_split', 'gradient']
+['epsilon_greedy', 'fastcb', 'fixed_split']
 >>> make("thompson_beta", arms=3, segments=2).name
 'thompson_beta'
 >>> make("thompson_beta", arms=3, segments=2, alpha=-1.0)
@@ -13,11 +13,16 @@ from types import ModuleType
 
 from bandits.policies import (
     epsilon_greedy,
+    fastcb,
     fixed_split,
     gradient,
+    linear_thompson,
+    linear_ucb,
+    squarecb,
     thompson_beta,
     thompson_gaussian,
     thompson_profit,
+    trees_thompson,
     ucb1,
 )
 from bandits.policies.spec import Option, OptionValue, PolicySpec
@@ -35,6 +40,11 @@ _MODULES: dict[str, ModuleType] = {
         thompson_beta,
         thompson_gaussian,
         thompson_profit,
+        linear_thompson,
+        linear_ucb,
+        squarecb,
+        fastcb,
+        trees_thompson,
     )
 }
 

@@ -14,7 +14,14 @@ Rule = Callable[[Prediction, Array, Belief], Array]
 
 
 def policy(
-    name: str, regressor: Regressor, rule: Rule, *, arms: int, features: int, space: Backend
+    name: str,
+    regressor: Regressor,
+    rule: Rule,
+    *,
+    arms: int,
+    segments: int,
+    features: int,
+    space: Backend,
 ) -> Policy:
     """The policy that serves by ``rule`` what ``regressor`` predicts.
 
@@ -30,7 +37,7 @@ def policy(
         check_shapes(contexts, mask, arms=arms, features=features)
         if is_traced(contexts.segment, contexts.features, mask, *leaves(belief)):
             return simplices(belief, contexts, mask)
-        check_values(contexts, mask)
+        check_values(contexts, mask, segments=segments)
         if space.name != "jax":
             return compiled(belief, contexts, mask)
         rows = mask.shape[0]
@@ -65,8 +72,11 @@ def check_shapes(contexts: Contexts, mask: Array, *, arms: int, features: int) -
         raise TypeError(f"mask must be bool, not {mask.dtype}")
 
 
-def check_values(contexts: Contexts, mask: Array) -> None:
-    """Raise unless every row has an eligible arm and features within their limit."""
+def check_values(contexts: Contexts, mask: Array, *, segments: int) -> None:
+    """Raise unless every row has a segment, an eligible arm and features within their limit."""
+    segment = np.asarray(contexts.segment)
+    if bool(np.any((segment < 0) | (segment >= segments))):
+        raise ValueError(f"segment must be in [0, {segments})")
     if not bool(np.all(np.asarray(mask).any(axis=1))):
         raise ValueError("mask has a row without an eligible arm")
     found = np.asarray(contexts.features)

@@ -48,6 +48,7 @@ class PolicySpec(NamedTuple):
         options: in the order of the factory's keywords.
         contextual: whether it looks at the features of a context; then its factory takes the
             keyword ``features``.
+        pooled: whether segments learn from each other.
     """
 
     name: str
@@ -57,6 +58,7 @@ class PolicySpec(NamedTuple):
     randomised: bool
     options: tuple[Option, ...]
     contextual: bool = False
+    pooled: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for an API or a form."""

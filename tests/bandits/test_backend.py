@@ -20,7 +20,8 @@ contexts = Contexts(np.zeros(1, np.int32), np.zeros((1, 0), np.int64))
 mask = np.ones((1, 3), bool)
 for name in policies.NAMES:
     policy = policies.make(name, arms=3, segments=1)
-    p = simplex.guard(policy.probabilities(policy.init(), contexts, mask), mask, floor=0.01)
+    belief = policy.believe(policy.init())
+    p = simplex.guard(policy.probabilities(belief, contexts, mask), mask, floor=0.01)
     sampling.draw(p[0], sampling.uniform("seed", "key"))
 from bandits.evaluation import aipw, regret, srm
 assert "jax" not in sys.modules
@@ -36,17 +37,22 @@ def test_everything_jitted_lowers_for_cuda(name: str) -> None:
     space = backend.jax_backend()
     import jax
 
-    policy = policies.make(name, arms=4, segments=3, backend="jax")
+    policy = policies.make(name, arms=4, segments=3, features=2, backend="jax")
 
     def shaped(shape: tuple[int, ...], kind: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, kind)  # type: ignore[no-untyped-call]
 
-    state = ArmSums(*(shaped((3, 4), np.int64) for _ in ArmSums._fields))
-    contexts = Contexts(shaped((8,), np.int32), shaped((8, 0), np.int64))
+    empty = policy.init()
+    state = type(empty)(*(shaped(field.shape, field.dtype) for field in empty))
+    contexts = Contexts(shaped((8,), np.int32), shaped((8, 2), np.int64))
     mask = shaped((8, 4), np.bool_)
     rows = [shaped((8,), np.int64) for _ in range(3)]
     batch = Batch(contexts, shaped((8,), np.int32), shaped((8, 4), np.float64), *rows)
-    decide = jax.jit(policy.probabilities).trace(state, contexts, mask)
+
+    def serve(state: Any, contexts: Contexts, mask: Any) -> Any:
+        return policy.probabilities(policy.believe(state), contexts, mask)
+
+    decide = jax.jit(serve).trace(state, contexts, mask)
     assert decide.lower(lowering_platforms=("cuda",)).as_text()
     learn = jax.jit(policy.update).trace(state, batch)
     assert "f32" not in learn.lower(lowering_platforms=("cuda",)).as_text()

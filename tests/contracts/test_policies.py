@@ -7,16 +7,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from bandits import artefact, backend, policies, sampling, simplex
+from bandits import artefact, backend, features, policies, sampling, simplex
 from bandits.types import ArmSums, Batch, Contexts, Policy
 
-ARMS, SEGMENTS, ROWS = 5, 3, 600
+ARMS, SEGMENTS, FEATURES, ROWS = 5, 3, 2, 600
 
 each_policy = pytest.mark.parametrize("name", policies.NAMES)
 
 
 def _contexts(segment: NDArray[Any]) -> Contexts:
-    return Contexts(segment.astype(np.int32), np.zeros((len(segment), 0), dtype=np.int64))
+    x = np.random.default_rng(len(segment)).normal(size=(len(segment), FEATURES))
+    return Contexts(segment.astype(np.int32), features.quantise(x))
 
 
 def _batch(*, seed: int = 0, rows: int = ROWS) -> Batch:
@@ -44,7 +45,19 @@ def _policy(name: str, *, space: str = "numpy", order: NDArray[Any] | None = Non
         options["shares"] = np.array([5.0, 1.0, 0.0, 2.0, 3.0])[order]
     if name == "thompson_profit":
         options["value"] = np.tile(np.array([900.0, 700.0, 400.0, 650.0, -5.0])[order], (3, 1))
-    return policies.make(name, arms=ARMS, segments=SEGMENTS, backend=space, **options)
+    return policies.make(
+        name, arms=ARMS, segments=SEGMENTS, features=FEATURES, backend=space, **options
+    )
+
+
+def _learnt(policy: Policy, batch: Batch) -> Any:
+    """The state after a batch, with everything fitted that is fitted."""
+    state = policy.update(policy.init(), batch)
+    return state if policy.retrain is None else policy.retrain(state, batch, 0)
+
+
+def _serve(policy: Policy, state: Any, contexts: Contexts, mask: Any) -> Any:
+    return policy.probabilities(policy.believe(state), contexts, mask)
 
 
 SEGMENT = np.arange(40) % SEGMENTS
@@ -53,8 +66,8 @@ SEGMENT = np.arange(40) % SEGMENTS
 @each_policy
 def test_gives_a_simplex_and_nothing_to_masked_arms(name: str) -> None:
     policy, mask = _policy(name), _mask()
-    for state in (policy.init(), policy.update(policy.init(), _batch())):
-        p = policy.probabilities(state, _contexts(SEGMENT), mask)
+    for state in (policy.init(), _learnt(policy, _batch())):
+        p = _serve(policy, state, _contexts(SEGMENT), mask)
         assert p.shape == mask.shape
         assert p.dtype == np.float64
         simplex.check(p, mask)
@@ -63,8 +76,8 @@ def test_gives_a_simplex_and_nothing_to_masked_arms(name: str) -> None:
 @each_policy
 def test_keeps_floor_and_cap_after_the_guard(name: str) -> None:
     policy, mask = _policy(name), _mask()
-    state = policy.update(policy.init(), _batch())
-    p = policy.probabilities(state, _contexts(SEGMENT), mask)
+    state = _learnt(policy, _batch())
+    p = _serve(policy, state, _contexts(SEGMENT), mask)
     guarded = simplex.guard(p, mask, floor=0.03, cap=0.6)
     simplex.check(guarded, mask)
     assert (guarded[mask] >= 0.03).all()
@@ -81,21 +94,21 @@ def test_is_equivariant_under_permutation_of_the_arms(name: str) -> None:
         arm=np.argsort(order)[batch.arm].astype(np.int32), simplex=batch.simplex[:, order]
     )
     one, two = _policy(name), _policy(name, order=order)
-    p = one.probabilities(one.update(one.init(), batch), _contexts(SEGMENT), mask)
-    state = two.update(two.init(), moved)
-    q = two.probabilities(state, _contexts(SEGMENT), mask[:, order])
+    p = _serve(one, _learnt(one, batch), _contexts(SEGMENT), mask)
+    state = _learnt(two, moved)
+    q = _serve(two, state, _contexts(SEGMENT), mask[:, order])
     np.testing.assert_allclose(q, p[:, order], atol=1e-12)
 
 
-@each_policy
+@pytest.mark.parametrize("name", [s.name for s in policies.catalogue() if not s.pooled])
 def test_segments_do_not_see_each_other(name: str) -> None:
     policy = _policy(name)
     batch = _batch()
     elsewhere = batch._replace(contexts=_contexts(np.ones(ROWS)))
-    state = policy.update(policy.init(), elsewhere)
+    state = _learnt(policy, elsewhere)
     mask = np.ones((1, ARMS), dtype=bool)
-    fresh = policy.probabilities(policy.init(), _contexts(np.array([2])), mask)
-    later = policy.probabilities(state, _contexts(np.array([2])), mask)
+    fresh = _serve(policy, policy.init(), _contexts(np.array([2])), mask)
+    later = _serve(policy, state, _contexts(np.array([2])), mask)
     np.testing.assert_array_equal(fresh, later)
 
 
@@ -103,10 +116,10 @@ def test_segments_do_not_see_each_other(name: str) -> None:
 def test_numpy_and_jax_agree(name: str) -> None:
     one, two = _policy(name), _policy(name, space="jax")
     batch, mask = _batch(), _mask()
-    state, other = one.update(one.init(), batch), two.update(two.init(), batch)
+    state, other = _learnt(one, batch), _learnt(two, batch)
     assert artefact.digest(state) == artefact.digest(other)
-    p = one.probabilities(state, _contexts(SEGMENT), mask)
-    q = two.probabilities(other, _contexts(SEGMENT), mask)
+    p = _serve(one, state, _contexts(SEGMENT), mask)
+    q = _serve(two, other, _contexts(SEGMENT), mask)
     assert str(q.dtype) == "float64"
     np.testing.assert_allclose(p, np.asarray(q), atol=1e-12)
 
@@ -122,15 +135,14 @@ def test_is_traced_once_under_jit(name: str) -> None:
     def counted(state: ArmSums, contexts: Contexts, mask: Any) -> Any:
         nonlocal traces
         traces += 1
-        return policy.probabilities(state, contexts, mask)
+        return _serve(policy, state, contexts, mask)
 
     jitted = jax.jit(counted)
-    eager = policy.probabilities
     for seed in range(3):
-        state = policy.update(policy.init(), _batch(seed=seed))
+        state = _learnt(policy, _batch(seed=seed))
         mask = _mask(seed=seed)
         inside = jitted(state, _contexts(SEGMENT), mask)
-        outside = eager(state, _contexts(SEGMENT), mask)
+        outside = _serve(policy, state, _contexts(SEGMENT), mask)
         np.testing.assert_allclose(np.asarray(inside), np.asarray(outside), atol=1e-12)
     assert traces == 1
 
@@ -139,9 +151,9 @@ def test_is_traced_once_under_jit(name: str) -> None:
 def test_the_sampler_draws_what_the_simplex_says(name: str) -> None:
     """Invariant 1: chi-square of a million draws against the simplex, p > 0.001."""
     policy = _policy(name)
-    state = policy.update(policy.init(), _batch(rows=200))
+    state = _learnt(policy, _batch(rows=200))
     mask = np.ones((1, ARMS), dtype=bool)
-    p = policy.probabilities(state, _contexts(np.zeros(1)), mask)
+    p = _serve(policy, state, _contexts(np.zeros(1)), mask)
     p = simplex.guard(p, mask, floor=0.01)
     u = np.random.default_rng(11).random(1_000_000)
     counts = np.bincount(sampling.draws(np.repeat(p, len(u), axis=0), u), minlength=ARMS)
@@ -154,13 +166,13 @@ def test_refuses_bad_input(name: str) -> None:
     good = np.ones((1, ARMS), dtype=bool)
     one = _contexts(np.zeros(1))
     with pytest.raises(ValueError, match="eligible"):
-        policy.probabilities(policy.init(), one, ~good)
+        _serve(policy, policy.init(), one, ~good)
     with pytest.raises(ValueError, match="segment"):
-        policy.probabilities(policy.init(), _contexts(np.array([SEGMENTS])), good)
+        _serve(policy, policy.init(), _contexts(np.array([SEGMENTS])), good)
     with pytest.raises(TypeError, match="mask"):
-        policy.probabilities(policy.init(), one, good.astype(np.int64))
+        _serve(policy, policy.init(), one, good.astype(np.int64))
     with pytest.raises(ValueError, match="mask"):
-        policy.probabilities(policy.init(), one, good[:, :-1])
+        _serve(policy, policy.init(), one, good[:, :-1])
 
 
 @each_policy

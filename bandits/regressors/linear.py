@@ -1,0 +1,258 @@
+"""Linear regression, one model per arm, exact over integer sums.
+
+The reward of arm a is ``x·θ_a`` plus noise, where x holds an intercept, which segment (where there
+are several) and the features. The state is integers: ``Σ x xᵀ``, ``Σ r x``, ``Σ r²`` per arm, so it
+does not depend on the order or the grouping of the rows, forgets a row exactly, and does not drift
+however many rows were added. Products of quantised features are below 2**32, so a float64 matrix
+product over 2**20 rows has no rounding: the fast product *is* the exact one, on every backend.
+
+The prior is ``θ_a ~ N(0, σ²/λ)`` with one σ and one λ for all arms, both learnt: λ maximises the
+evidence of all rows over a grid, σ² is inverse-gamma and integrated out, which makes the belief a
+Student t. One eigendecomposition per arm gives the evidence for every λ, and the posterior.
+
+Source: normal-inverse-gamma regression and evidence, Bishop (2006) sections 3.3 and 3.5; disjoint
+linear arms, Li et al., WWW 2010.
+
+Letters: ``P`` columns of the design, ``L`` points of the grid, else as in :mod:`bandits.types`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bandits import ledger
+from bandits.backend import Backend
+from bandits.features import ONE
+from bandits.policies.spec import Option
+from bandits.regressors.regressor import Prediction, Regressor
+from bandits.types import FEATURE_BITS, Array, Batch, Contexts
+
+#: λ that the evidence chooses from, for standardised features and in units of the noise.
+PRECISIONS = 10.0 ** np.arange(-2.0, 3.1, 0.5)
+#: Rows that the noise's prior counts for, and its guess: a share of the rewards' own variance.
+NOISE_WEIGHT, NOISE_SHARE = 2.0, 0.25
+#: Rows whose products a float64 adds up without rounding: 2**20 · 2**32 < 2**53.
+_EXACT_ROWS = 1 << 20
+#: Rewards are split here, so that each part times a feature stays below 2**32.
+_SPLIT = 15
+
+OPTIONS = (
+    Option(
+        "precision", "number", None, 0.0, 1e9, True,
+        "How strongly coefficients are drawn to 0; the evidence chooses when left out.",
+    ),
+    Option(
+        "spread", "number", None, 0.0, 1e9, True,
+        "Standard deviation of a reward given the context, in its units; learnt when left out.",
+    ),
+    Option(
+        "start", "choice", 0.0, 0.0, 1.0, False,
+        "What an arm without decisions is taken to earn: nothing, or as much as all arms do.",
+        ("nothing", "mean"),
+    ),
+)  # fmt: skip
+
+
+class LinearSums(NamedTuple):
+    """The integer ledger of linear policies.
+
+    Sums stay exact while an arm has fewer than 2**31 rows and ``Σ |reward| < 2**47``.
+
+    Attributes:
+        trials: (A,) int64, number of decisions.
+        conversions: (A,) int64, number of decisions that converted.
+        reward: (A,) int64, Σ r.
+        square_high: (A,) int64, Σ ``r*r >> 32``.
+        square_low: (A,) int64, Σ ``r*r & (2**32 - 1)``.
+        gram: (A, P, P) int64, Σ x xᵀ in 2**-24.
+        moment: (A, P) int64, Σ r x in 2**-12.
+    """
+
+    trials: Array
+    conversions: Array
+    reward: Array
+    square_high: Array
+    square_low: Array
+    gram: Array
+    moment: Array
+
+
+class LinearBelief(NamedTuple):
+    """The posterior of every arm's coefficients.
+
+    Attributes:
+        mean: (A, P) float64, posterior mean of θ.
+        root: (A, P, P) float64, ``root rootᵀ`` is the posterior covariance in units of σ².
+        noise: () float64, σ.
+        freedom: () float64, degrees of freedom of the Student t.
+        offset: () float64, what is added to every prediction (0 where arms start from nothing).
+    """
+
+    mean: Array
+    root: Array
+    noise: Array
+    freedom: Array
+    offset: Array
+
+
+def regressor(
+    *,
+    arms: int,
+    segments: int,
+    features: int,
+    space: Backend,
+    precision: float | None = None,
+    spread: float | None = None,
+    start: str = "nothing",
+) -> Regressor:
+    """The regressor; options as in :data:`OPTIONS`."""
+    width = columns(segments=segments, features=features)
+
+    def init() -> LinearSums:
+        return zeros(arms=arms, width=width)
+
+    def update(state: LinearSums, batch: Batch) -> LinearSums:
+        x = design(batch.contexts, segments=segments, space=space)
+        return ledger.add(state, contribution(x, batch, arms=arms, space=space))
+
+    def believe(state: LinearSums) -> LinearBelief:
+        return posterior(
+            state, space=space, precision=precision, spread=spread, centred=start == "mean"
+        )
+
+    def predict(belief: LinearBelief, contexts: Contexts) -> Prediction:
+        x = design(contexts, segments=segments, space=space) / float(ONE)
+        return predicted(belief, x, space=space)
+
+    return Regressor("linear", init, update, space.jit(believe), predict)
+
+
+def columns(*, segments: int, features: int) -> int:
+    """P, the columns of the design: an intercept, segments but the first, features."""
+    return segments + features
+
+
+def design(contexts: Contexts, *, segments: int, space: Backend) -> Array:
+    """The integer design (B, P) in 2**-12: an intercept, which segment (from 1 on), features."""
+    xp = space.xp
+    features = xp.asarray(contexts.features)
+    every = xp.arange(1, segments, dtype=features.dtype)
+    which = (xp.asarray(contexts.segment)[:, None] == every).astype(features.dtype) * ONE
+    first = xp.full((features.shape[0], 1), ONE, dtype=features.dtype)
+    return xp.concatenate([first, which, features], axis=1)
+
+
+def zeros(*, arms: int, width: int) -> LinearSums:
+    """Sums of no rows."""
+    count = np.zeros(arms, np.int64)
+    gram, moment = np.zeros((arms, width, width), np.int64), np.zeros((arms, width), np.int64)
+    return LinearSums(count, count, count, count, count, gram, moment)
+
+
+def contribution(x: Array, batch: Batch, *, arms: int, space: Backend) -> LinearSums:
+    """The sums of one batch over a design x (B, P) of int64 in 2**-12.
+
+    Raises:
+        ValueError, TypeError: as for :func:`bandits.ledger.contribution`.
+    """
+    xp = space.xp
+    flat = batch._replace(contexts=batch.contexts._replace(segment=batch.contexts.segment * 0))
+    sums = ledger.contribution(flat, segments=1, arms=arms, backend=space)
+    arm, sign, reward = (xp.asarray(field) for field in (batch.arm, batch.sign, batch.reward))
+    gram = xp.zeros((arms, x.shape[1], x.shape[1]), dtype=xp.int64)
+    moment = xp.zeros((arms, x.shape[1]), dtype=xp.int64)
+    for begin in range(0, x.shape[0], _EXACT_ROWS):
+        part = slice(begin, begin + _EXACT_ROWS)
+        more = _products(x[part], arm[part], sign[part], reward[part], arms=arms, space=space)
+        gram, moment = gram + more[..., :-1], moment + more[..., -1]
+    return LinearSums(
+        sums.trials[0], sums.conversions[0], sums.reward[0],
+        sums.square_high[0], sums.square_low[0], gram, moment,
+    )  # fmt: skip
+
+
+def _products(
+    x: Array, arm: Array, sign: Array, reward: Array, *, arms: int, space: Backend
+) -> Array:
+    """Σ x xᵀ and Σ r x of each arm side by side, (A, P, P + 1) int64."""
+    xp = space.xp
+    high = reward >> _SPLIT
+    low = reward - (high << _SPLIT)
+    wide = xp.concatenate([x, high[:, None], low[:, None]], axis=1).astype(xp.float64)
+    signed = (x * sign[:, None]).astype(xp.float64)
+
+    def one(which: Array) -> Array:
+        if space.name == "numpy":
+            mine = arm == which[0]
+            product = (signed[mine].T @ wide[mine])[None]
+        else:
+            product = ((signed * (arm == which[0])[:, None]).T @ wide)[None]
+        exact = product.astype(xp.int64)
+        moment = (exact[..., -2:-1] << _SPLIT) + exact[..., -1:]
+        return xp.concatenate([exact[..., :-2], moment], axis=-1)
+
+    return space.map_rows(one, (xp.arange(arms),), 1)
+
+
+def posterior(
+    sums: LinearSums, *, space: Backend, precision: float | None = None,
+    spread: float | None = None, centred: bool = False,
+) -> LinearBelief:  # fmt: skip
+    """The belief that sums amount to; see the module for the model."""
+    xp = space.xp
+    trials = xp.asarray(sums.trials) * 1.0
+    reward = xp.asarray(sums.reward) * 1.0
+    square = xp.asarray(sums.square_high) * 2.0**32 + xp.asarray(sums.square_low)
+    rows = trials.sum()
+    mean = reward.sum() / xp.maximum(rows, 1.0)
+    offset = mean if centred else mean * 0.0
+    gram = xp.asarray(sums.gram) / 2.0 ** (2 * FEATURE_BITS)
+    moment = xp.asarray(sums.moment) / 2.0**FEATURE_BITS - offset * gram[:, 0, :]
+    total = (square - 2.0 * offset * reward + offset**2 * trials).sum()
+    values, vectors = xp.linalg.eigh(gram)
+    values = xp.maximum(values, 0.0)
+    along = xp.einsum("apq,ap->aq", vectors, moment)
+    shape = 0.5 * (NOISE_WEIGHT + rows)
+    guess = 0.5 * NOISE_WEIGHT * NOISE_SHARE * _variance(square.sum(), mean, rows, xp)
+    if precision is None:
+        grid = xp.asarray(PRECISIONS)
+        chosen = grid[xp.argmax(_evidence(values, along, total, guess, shape, grid, xp))]
+    else:
+        chosen = xp.asarray(float(precision))
+    shrunk = values + chosen
+    left = xp.maximum(total - (along**2 / shrunk).sum(), 0.0)
+    noise = xp.sqrt((guess + 0.5 * left) / shape) if spread is None else xp.asarray(float(spread))
+    freedom = 2.0 * shape if spread is None else xp.asarray(np.inf)
+    return LinearBelief(
+        xp.einsum("apq,aq->ap", vectors, along / shrunk),
+        vectors / xp.sqrt(shrunk)[:, None, :],
+        noise,
+        freedom,
+        offset,
+    )
+
+
+def predicted(belief: LinearBelief, x: Array, *, space: Backend) -> Prediction:
+    """What a belief says of rows x (B, P), float64."""
+    xp = space.xp
+    mean = x @ xp.asarray(belief.mean).T + belief.offset
+    along = xp.einsum("bp,apq->baq", x, xp.asarray(belief.root))
+    scale = belief.noise * xp.sqrt(xp.maximum((along**2).sum(axis=-1), 1e-300))
+    return Prediction(mean, scale, xp.zeros(mean.shape) + belief.freedom)
+
+
+def _variance(square: Array, mean: Array, rows: Array, xp: Array) -> Array:
+    """The rewards' variance with one row more, of their own size; 1 while all rewards are 0."""
+    size = square / xp.maximum(rows, 1.0)
+    around = xp.maximum(square - rows * mean**2, 0.0)
+    return xp.where(square > 0, (around + size) / (rows + 1.0), 1.0)
+
+
+def _evidence(
+    values: Array, along: Array, total: Array, guess: Array, shape: Array, grid: Array, xp: Array
+) -> Array:
+    """Log evidence (L,) of every λ, up to a term that they share."""
+    shrunk = values[None] + grid[:, None, None]
+    left = xp.maximum(total - (along[None] ** 2 / shrunk).sum(axis=(1, 2)), 0.0)
+    spent = 0.5 * (xp.log(grid)[:, None, None] - xp.log(shrunk)).sum(axis=(1, 2))
+    return spent - shape * xp.log(guess + 0.5 * left)
