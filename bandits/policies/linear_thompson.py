@@ -17,7 +17,7 @@ array([[0.5, 0.5]])
 
 from bandits import backend as backends
 from bandits import explore
-from bandits.policies import contextual
+from bandits.policies import contextual, linear_options
 from bandits.policies.spec import Option, OptionValue, PolicySpec, checked
 from bandits.regressors import linear
 from bandits.regressors.regressor import Prediction
@@ -37,7 +37,7 @@ SPEC = PolicySpec(
             "explore", "number", 0.5, 0.0, 100.0, True,
             "How wide beliefs are taken to be: 1 is Thompson's rule, less explores less.",
         ),
-        *linear.OPTIONS,
+        *linear_options.OPTIONS,
     ),
     contextual=True,
     pooled=True,

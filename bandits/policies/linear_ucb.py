@@ -18,7 +18,7 @@ array([[0.5, 0.5]])
 
 from bandits import backend as backends
 from bandits import explore
-from bandits.policies import contextual
+from bandits.policies import contextual, linear_options
 from bandits.policies.spec import Option, OptionValue, PolicySpec, checked
 from bandits.regressors import linear
 from bandits.regressors.regressor import Prediction
@@ -35,10 +35,10 @@ SPEC = PolicySpec(
     randomised=False,
     options=(
         Option(
-            "alpha", "number", 1.0, 0.0, 1e3, False,
+            "alpha", "number", 1.5, 0.0, 1e3, False,
             "Standard deviations of the belief that are added; 0 is greedy.",
         ),
-        *linear.OPTIONS,
+        *linear_options.OPTIONS,
     ),
     contextual=True,
     pooled=True,

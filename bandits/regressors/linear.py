@@ -23,7 +23,6 @@ import numpy as np
 from bandits import ledger
 from bandits.backend import Backend
 from bandits.features import ONE
-from bandits.policies.spec import Option
 from bandits.regressors.regressor import Prediction, Regressor
 from bandits.types import FEATURE_BITS, Array, Batch, Contexts
 
@@ -35,22 +34,6 @@ NOISE_WEIGHT, NOISE_SHARE = 2.0, 0.25
 _EXACT_ROWS = 1 << 20
 #: Rewards are split here, so that each part times a feature stays below 2**32.
 _SPLIT = 15
-
-OPTIONS = (
-    Option(
-        "precision", "number", None, 0.0, 1e9, True,
-        "How strongly coefficients are drawn to 0; the evidence chooses when left out.",
-    ),
-    Option(
-        "spread", "number", None, 0.0, 1e9, True,
-        "Standard deviation of a reward given the context, in its units; learnt when left out.",
-    ),
-    Option(
-        "start", "choice", 0.0, 0.0, 1.0, False,
-        "What an arm without decisions is taken to earn: nothing, or as much as all arms do.",
-        ("nothing", "mean"),
-    ),
-)  # fmt: skip
 
 
 class LinearSums(NamedTuple):
@@ -86,6 +69,7 @@ class LinearBelief(NamedTuple):
         noise: () float64, σ.
         freedom: () float64, degrees of freedom of the Student t.
         offset: () float64, what is added to every prediction (0 where arms start from nothing).
+        precision: () float64, λ.
     """
 
     mean: Array
@@ -93,6 +77,7 @@ class LinearBelief(NamedTuple):
     noise: Array
     freedom: Array
     offset: Array
+    precision: Array
 
 
 def regressor(
@@ -105,7 +90,7 @@ def regressor(
     spread: float | None = None,
     start: str = "nothing",
 ) -> Regressor:
-    """The regressor; options as in :data:`OPTIONS`."""
+    """The regressor; :mod:`bandits.policies.linear_options` says what the options mean."""
     width = columns(segments=segments, features=features)
 
     def init() -> LinearSums:
@@ -229,6 +214,7 @@ def posterior(
         noise,
         freedom,
         offset,
+        chosen,
     )
 
 
