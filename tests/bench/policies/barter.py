@@ -3,8 +3,8 @@
 Features are quantised once, rewards are integers (times the task's ``unit``), the simplex comes out
 of ``probabilities``, and the one sampler draws from it with a keyed uniform number. The policy
 learns after every row at first and later in blocks of ``share`` of the rows so far, ``most`` at
-most. Where a policy retrains, that is done on all rows so far, at the ``first`` row and whenever
-they have grown by the factor ``growth`` since, in a batch filled up to a power of two.
+most. Where a policy retrains, that is done on all rows so far, at 20 rows and whenever they have
+grown by 15 % (10 rows at least, 1000 at most) since, in a batch filled up to a power of two.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bandits import features, policies, sampling
+from bandits import features, online, policies, sampling
 from bandits.types import Batch, Contexts, Policy
 from tests.bench.policies.protocol import Floats, Ints, System, serve
 
@@ -58,8 +58,7 @@ class Barter:
         self.trainer: Policy | None = None
         self.unit = settings.get("unit", 1)
         self.most, self.share = settings.get("most", 50), settings.get("share", 0.02)
-        self.growth, self.due = settings.get("growth", 1.25), settings.get("first", 100)
-        self.rows, self.batch = 0, 1
+        self.rows, self.batch, self.due = 0, 1, 20
         self.state = self.policy.init()
         self.belief = self.policy.believe(self.state)
         self.log: list[Batch] = []
@@ -96,9 +95,30 @@ class Barter:
         if self.trainer is None:
             self.trainer = made(self.settings, arms=self.arms, width=self.width, backend="jax")
         assert self.trainer.retrain is not None
-        self.due = int(np.ceil(self.rows * self.growth))
+        self.due = self.rows + int(np.clip(0.15 * self.rows, 10, 1000))
         found = self.trainer.retrain(self.state, filled(joined(self.log)), self.seed)
         self.state = type(found)(*(np.asarray(part) for part in found))
+
+
+class Online:
+    """LinUCB without the service's snapshots (:mod:`bandits.online`), ``online`` rows at a time."""
+
+    def __init__(self, arms: int, width: int, settings: dict[str, Any]) -> None:
+        options = settings.get("options", {})
+        self.bandit = online.OnlineLinUCB(arms=arms, features=width, **options)
+        self.unit, self.batch = settings.get("unit", 1), settings["online"]
+
+    def choose(self, contexts: Floats) -> Any:
+        if self.batch == 1:
+            return self.bandit.choose(contexts[0])
+        return self.bandit.choose_batch(contexts)
+
+    def learn(self, contexts: Floats, arms: Ints, reward: Floats) -> None:
+        if self.batch == 1:
+            self.bandit.learn(contexts[0], int(arms[0]), round(float(reward[0]) * self.unit))
+        else:
+            whole = np.rint(reward * self.unit).astype(np.int64)
+            self.bandit.learn_batch(contexts, arms, whole)
 
 
 def joined(log: list[Batch]) -> Batch:
@@ -121,6 +141,8 @@ def filled(batch: Batch) -> Batch:
 
 def make(arms: int, width: int, seed: int, settings: dict[str, Any]) -> System:
     """The policy of the settings, at work."""
+    if settings.get("online"):
+        return Online(arms, width, settings)
     return Barter(arms, width, seed, settings)
 
 

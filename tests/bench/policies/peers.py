@@ -5,6 +5,8 @@ time unless the settings say ``batch``. Where a peer has no opinion before its f
 arm is the first one (MABWiser) or drawn (contextualbandits).
 """
 
+import tempfile
+import time
 from importlib import import_module
 from typing import Any
 
@@ -62,6 +64,55 @@ class VowpalWabbit:
         lines = list(self.actions)
         lines[arm] = f"{arm}:{cost:.6g}:{self.probability:.6g} {lines[arm]}"
         self.workspace.learn(self.shared + "\n" + "\n".join(lines))
+
+
+class NativeVowpalWabbit:
+    """Vowpal Wabbit reading the whole stream from a file, as its command-line program does.
+
+    With ``cbify`` in the options the rows are classes, and it chooses arms itself; else they are
+    a log of uniform choices, of which it predicts and learns every row. It does not say which arms
+    it chose: this is for timing.
+    """
+
+    batch = 1
+
+    def __init__(self, arms: int, features: int, seed: int, settings: dict[str, Any]) -> None:
+        self.library, self.arms = import_module("vowpalwabbit"), arms
+        self.options = f"{settings['options']} --quiet --random_seed {seed + 1}".split()
+        self.classes, self.rng = "--cbify" in settings["options"], np.random.default_rng(seed)
+
+    def choose(self, contexts: Floats) -> Any:
+        raise NotImplementedError("it goes through the rows by itself")
+
+    def learn(self, contexts: Floats, arms: Ints, reward: Floats) -> None:
+        raise NotImplementedError("it goes through the rows by itself")
+
+    def text(self, x: Floats, earned: Floats) -> str:
+        """One row of the file."""
+        used = np.flatnonzero(x)
+        pairs = zip(used.tolist(), x[used].tolist(), strict=True)
+        seen = " ".join(f"{place}:{value:.5g}" for place, value in pairs)
+        if self.classes:
+            return f"{int(earned.argmax()) + 1} |s {seen}\n"
+        lines = [f"|a a{arm}" for arm in range(self.arms)]
+        arm = int(self.rng.integers(self.arms))
+        lines[arm] = f"{arm}:{-earned[arm]:.6g}:{1 / self.arms:.6g} {lines[arm]}"
+        return "\n".join([f"shared |s {seen}", *lines, "\n"])
+
+    def whole(self, contexts: Floats, reward: Floats) -> tuple[Ints, float]:
+        """Write the file, then time the program on it."""
+        with tempfile.NamedTemporaryFile("w", suffix=".vw") as file:
+            for x, earned in zip(contexts, reward, strict=True):
+                file.write(self.text(x, earned))
+            file.flush()
+            started = time.perf_counter()
+            workspace = self.library.Workspace(arg_list=[*self.options, "-d", file.name])
+            seconds = time.perf_counter() - started
+            read = int(workspace.get_weighted_examples())
+            workspace.finish()
+        if read < len(reward):
+            raise RuntimeError(f"it read {read} of {len(reward)} rows")
+        return np.zeros(len(reward), np.int64), seconds
 
 
 class MABWiser:
@@ -190,6 +241,7 @@ class River:
 
 LIBRARIES: dict[str, Any] = {
     "vowpalwabbit": VowpalWabbit,
+    "native vowpalwabbit": NativeVowpalWabbit,
     "mabwiser": MABWiser,
     "contextualbandits": ContextualBandits,
     "bayesianbandits": BayesianBandits,

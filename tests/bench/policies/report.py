@@ -132,7 +132,7 @@ def write(results: Results, *, table: Path = TABLE, figures: Path = FIGURES) -> 
     for family in dict.fromkeys(TASKS[name].family for name in found):
         names = [name for name in found if TASKS[name].family == family]
         if family in ("classification", "wheel"):
-            parts.append(_summary(family, {name: found[name] for name in names}))
+            parts.append(summary(family, {name: found[name] for name in names}))
         figures.mkdir(parents=True, exist_ok=True)
         picture = figures / f"{family}.svg"
         picture.write_text(drawn({name: found[name] for name in names}))
@@ -164,33 +164,45 @@ def markdown(task: Task, measured: list[Measured]) -> str:
     return "\n".join([head, *lines])
 
 
-def _summary(family: str, found: dict[str, list[Measured]]) -> str:
-    """One line per system that was run on every task of a family: its mean score on each."""
-    by_name = {name: {one.name: one for one in measured} for name, measured in found.items()}
-    systems = [
-        name
-        for name in next(iter(by_name.values()))
-        if all(name in one for one in by_name.values())
-    ]
-    means = {
-        name: [float(np.mean(list(one[name].score.values()))) for one in by_name.values()]
-        for name in systems
-    }
+def summary(family: str, found: dict[str, list[Measured]]) -> str:
+    """A table of the systems that were run with one setting on every task of a family.
+
+    The last columns are the mean over the tasks and by how much it is better than the best peer's,
+    paired by seed: a seed is one order of every table.
+    """
+    each = [{one.name: one for one in measured} for measured in found.values()]
     task = TASKS[next(iter(found))]
-    digits, sign = DIGITS[task.measure], -1 if task.measure == "reward" else 1
-    ordered = sorted(systems, key=lambda name: sign * float(np.mean(means[name])))
-    lines = [
-        f"| {name} | "
-        + " | ".join(f"{value:.{digits}f}" for value in [*means[name], np.mean(means[name])])
-        + " |"
-        for name in ordered
-    ]
+    digits, sign = DIGITS[task.measure], 1.0 if task.measure == "reward" else -1.0
+    means = {
+        name: _mean([one[name] for one in each])
+        for name in each[0]
+        if all(name in one for one in each)
+    }
+    ordered = sorted(
+        means, key=lambda name: -sign * float(np.mean(list(means[name].score.values())))
+    )
+    best = next((means[name] for name in ordered if means[name].kind == "peer"), None)
+    lines = []
+    for name in ordered:
+        values = [float(np.mean(list(one[name].score.values()))) for one in each]
+        differences = sign * means[name].paired(best) if best and best.name != name else np.zeros(0)
+        gain = interval(differences) if len(differences) else None
+        cells = [f"{value:.{digits}f}" for value in [*values, float(np.mean(values))]]
+        lines.append(f"| {' | '.join([name, *cells, _difference(gain, digits)])} |")
     head = (
-        f"## {family.capitalize()} at a glance\n\nEvery setting on all of them: "
+        f"## {family.capitalize()} at a glance\n\nOne setting on all of them: "
         f"{MEASURES[task.measure]}.\n\n"
-        f"| | {' | '.join(found)} | mean |\n|-|{'-:|' * (len(found) + 1)}"
+        f"| | {' | '.join(found)} | mean | better than {best.name if best else '–'} by |\n"
+        f"|-|{'-:|' * (len(found) + 2)}"
     )
     return "\n".join([head, *lines])
+
+
+def _mean(parts: list[Measured]) -> Measured:
+    """The mean score over several tasks, for every seed that all of them have."""
+    seeds = set.intersection(*(set(one.score) for one in parts))
+    score = {seed: float(np.mean([one.score[seed] for one in parts])) for seed in seeds}
+    return parts[0]._replace(score=score)
 
 
 # ---------------------------------------------------------------- figures

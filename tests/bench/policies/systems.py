@@ -36,9 +36,16 @@ class Contender(NamedTuple):
     cost_us: float
 
 
-#: Registered policies that are measured on a family besides those at their defaults:
-#: ``(family or "", "name option=value ...")``.
-BARTER: tuple[tuple[str, str], ...] = ()
+#: Settings that are measured besides the defaults of all registered policies that fit:
+#: ``(task, family or "contextual" for all of them, "name option=value ...")``. On the wheel the
+#: spread of a reward is given, the same noise of 5 (times 1000) as the yardsticks have.
+BARTER: tuple[tuple[str, str], ...] = (
+    ("contextual", "squarecb regressor=trees"),
+    ("contextual", "fastcb regressor=trees"),
+    ("mushroom", "linear_thompson start=mean"),
+    ("wheel", "linear_thompson spread=5000 explore=1"),
+    ("wheel", "trees_thompson spread=5000"),
+)
 
 #: Policies that read no context and are meant for conversions: for the Bernoulli arms.
 ARM_LEVEL = ("thompson_beta", "thompson_gaussian", "ucb1", "epsilon_greedy")
@@ -127,8 +134,14 @@ YARDSTICKS: Mapping[str, Mapping[str, Settings]] = {
     },
 }
 
-#: About what a row of a policy of ours takes, where it is not 500 µs.
-_COST_US = {"ucb1": 100, "epsilon_greedy": 100}
+#: About what a row of a policy of ours takes, where it is not 700 µs.
+_COST_US = {
+    "ucb1": 100,
+    "epsilon_greedy": 100,
+    "thompson_beta": 1000,
+    "linear_ucb": 150,
+    "trees_thompson": 1500,
+}
 
 
 def contenders(
@@ -159,10 +172,9 @@ def contenders(
 def lines(task: Task) -> list[str]:
     """The registered policies that fit a task at their defaults, and those of :data:`BARTER`."""
     if task.family == "bernoulli":
-        plain = [name for name in ARM_LEVEL if name in policies.NAMES]
-    else:
-        plain = [spec.name for spec in policies.catalogue() if spec.contextual]
-    more = [line for family, line in BARTER if family in ("", task.family)]
+        return [name for name in ARM_LEVEL if name in policies.NAMES]
+    plain = [spec.name for spec in policies.catalogue() if spec.contextual]
+    more = [line for where, line in BARTER if where in ("contextual", task.family, task.name)]
     return list(dict.fromkeys([*plain, *more]))
 
 
@@ -177,13 +189,13 @@ def _barter(line: str, task: Task) -> Contender:
             options[key] = value
     settings = {"policy": name, "options": options, **_schedule(task)}
     module = "tests.bench.policies.barter"
-    return Contender(f"Barter {line}", "barter", module, None, settings, _COST_US.get(name, 500))
+    return Contender(f"Barter {line}", "barter", module, None, settings, _COST_US.get(name, 700))
 
 
 def _plugged(path: str, task: Task) -> Contender:
     settings = {"file": path, "options": {}, **_schedule(task)}
     module = "tests.bench.policies.barter"
-    return Contender(f"file {path}", "barter", module, None, settings, 500)
+    return Contender(f"file {path}", "barter", module, None, settings, 700)
 
 
 def _schedule(task: Task) -> Settings:

@@ -1,5 +1,6 @@
 """The suite itself: its tasks, what it stores, how it fails, and that learning pays on it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ from rich.console import Console
 
 from bandits.types import Batch, Contexts
 from tests.bench.policies import __main__ as command
-from tests.bench.policies import barter, data, report, suite, yardsticks
+from tests.bench.policies import barter, data, report, suite, timing, yardsticks
 from tests.bench.policies.protocol import Floats, Ints, play
-from tests.bench.policies.results import Results
+from tests.bench.policies.results import Measured, Results
 from tests.bench.policies.systems import contenders
 from tests.bench.policies.tasks import TASKS, curve, score
 
@@ -178,6 +179,39 @@ def test_tables_and_figures_of_stored_results(tmp_path: Path) -> None:
     assert "| river LinUCBDisjoint | 4 | 101.5 ± 2.1 |  | +10.0 (+10.0 to +10.0) |" in table
     assert "| uniform | 4 | 1,001.5 ± 2.1 | -900.0 (-900.0 to -900.0) | -890.0" in table
     assert (tmp_path / "figures" / "linear.svg").read_text().startswith("<svg")
+
+
+def test_one_setting_on_several_tables_is_compared_by_its_mean() -> None:
+    def of(name: str, kind: str, *scores: float) -> Measured:
+        return Measured(name, kind, dict(enumerate(scores)), {}, [])
+
+    found = {
+        "digits": [of("ours", "barter", 0.9, 0.8), of("peer", "peer", 0.5, 0.6)],
+        "adult": [of("ours", "barter", 0.7, 0.8), of("peer", "peer", 0.7, 0.6)],
+    }
+    table = report.summary("classification", found)
+    assert "| ours | 0.8500 | 0.7500 | 0.8000 | +0.2000 (+0.2000 to +0.2000) |" in table
+    assert "| peer | 0.5500 | 0.6500 | 0.6000 |  |" in table
+
+
+def test_what_is_timed_is_what_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = [case for case in timing.cases() if case.library is None and case.task == "linear"]
+    few = [case._replace(rows=200) for case in ours]
+    monkeypatch.setattr(timing, "cases", lambda: few)
+    output = tmp_path / "timing.json"
+    assert timing.main(["--turns", "2", "--output", str(output)]) == 0
+    assert "| Barter OnlineLinUCB |" in capsys.readouterr().out
+    groups = json.loads(output.read_text())["µs per row"]
+    assert all(
+        len(values) == 2 and min(values) > 0 for one in groups.values() for values in one.values()
+    )
+    first, second = (
+        {"a": [2.0, 4.0, 3.0], "b": [4.0, 12.0, 9.0]},
+        "| b | 9.0 | 4.0 to 12.0 | 3.00 |",
+    )
+    assert second in timing.table({"group": first})
 
 
 def test_a_table_that_cannot_be_had_says_so(

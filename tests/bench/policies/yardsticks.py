@@ -66,11 +66,11 @@ class Ridge:
     def choose(self, contexts: Floats) -> int:
         x = self.row(contexts)
         value = self.weights @ x
-        if self.rule != "greedy":
-            spread = np.sqrt(np.maximum((self.inverse @ x) @ x, 0.0))
-            noise = self.rng.standard_normal(len(value)) if self.rule == "thompson" else 1.0
-            value = value + self.scale * noise * spread
-        return int(value.argmax())
+        if self.rule == "greedy":  # ties at random, or an arm that never pays is kept for ever
+            return int(self.rng.choice(np.flatnonzero(value == value.max())))
+        spread = np.sqrt(np.maximum((self.inverse @ x) @ x, 0.0))
+        noise = self.rng.standard_normal(len(value)) if self.rule == "thompson" else 1.0
+        return int((value + self.scale * noise * spread).argmax())
 
     def learn(self, contexts: Floats, arms: Ints, reward: Floats) -> None:
         x, arm = self.row(contexts), int(arms[0])
