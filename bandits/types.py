@@ -63,6 +63,8 @@ class Batch(NamedTuple):
         reward: (B,) int64, the objective in integer units (minor money units, or 0/1).
         sign: (B,) int64, +1 adds the row, -1 takes back a row added before, 0 only
             fills the batch up to a size that is compiled already.
+        bucket: (B,) int64 >= 0, the numbered piece of time in which the row was decided, for
+            policies that forget (:mod:`bandits.forgetting`); None where none is asked for.
     """
 
     contexts: Contexts
@@ -71,6 +73,7 @@ class Batch(NamedTuple):
     conversions: Array
     reward: Array
     sign: Array
+    bucket: Array | None = None
 
 
 class ArmSums(NamedTuple):

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from bandits import policies
+from bandits.policies import time_options
 from bandits.types import Policy
 from service.models import KEY_PATTERN
 
@@ -478,6 +479,9 @@ class CampaignDefinition(Document):
         objective = wanted.get(self.policy.name, self.objective)
         if objective != self.objective:
             raise ValueError(f"{self.policy.name} needs the objective {objective}")
+        timed = time_options.NAMES & self.policy.options.keys()
+        if timed:
+            raise ValueError(f"{min(timed)}: campaigns do not learn per time bucket yet")
         return policies.make(
             self.policy.name,
             arms=len(self.arms),

@@ -238,7 +238,9 @@ def _padded(batch: Batch) -> Batch:
     length = len(batch.arm)
     size = next((size for size in SIZES if size >= length), length)
 
-    def fill(array: NDArray[Any]) -> NDArray[Any]:
+    def fill(array: NDArray[Any] | None) -> NDArray[Any] | None:
+        if array is None:
+            return None
         return np.concatenate([array, np.repeat(array[:1], size - length, axis=0)])
 
     filled: Batch = Batch(Contexts(*map(fill, batch.contexts)), *map(fill, batch[1:]))

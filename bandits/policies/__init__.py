@@ -9,8 +9,10 @@ Traceback (most recent call last):
 ValueError: alpha: must be a finite number at least 0.5 and at most 1e+06
 """
 
+import functools
 from types import ModuleType
 
+from bandits import forgetting
 from bandits.policies import (
     epsilon_greedy,
     fastcb,
@@ -18,10 +20,12 @@ from bandits.policies import (
     gradient,
     linear_thompson,
     linear_ucb,
+    neural_linear,
     squarecb,
     thompson_beta,
     thompson_gaussian,
     thompson_profit,
+    time_options,
     trees_thompson,
     ucb1,
 )
@@ -45,6 +49,7 @@ _MODULES: dict[str, ModuleType] = {
         squarecb,
         fastcb,
         trees_thompson,
+        neural_linear,
     )
 }
 
@@ -69,7 +74,8 @@ def make(
         segments: number of segments, at least 1.
         features: number of features of a context; policies that are not contextual ignore them.
         backend: "numpy" (serving) or "jax" (learner, bulk).
-        options: the policy's own; see :func:`describe`.
+        options: the policy's own and, where its state is sums, those of forgetting
+            (``half_life``, ``window``, ``buckets``, ``kept``); see :func:`describe`.
 
     Raises:
         ValueError: the name or the backend is unknown, a size is below 1, or an option is wrong;
@@ -86,18 +92,20 @@ def make(
         raise ValueError("features: must be at least 0")
     module = _MODULES[name]
     width = {"features": features} if module.SPEC.contextual else {}
-    policy: Policy = module.policy(
-        arms=arms, segments=segments, backend=backend, **width, **options
-    )
-    return policy
+    own = {key: value for key, value in options.items() if key not in time_options.NAMES}
+    policy: Policy = module.policy(arms=arms, segments=segments, backend=backend, **width, **own)
+    timed = {key: value for key, value in options.items() if key in time_options.NAMES}
+    return time_options.applied(policy, timed, arms=arms, segments=segments, backend=backend)
 
 
+@functools.cache
 def describe(name: str) -> PolicySpec:
     """What the policy ``name`` says of itself, options with defaults and bounds included."""
     if name not in _MODULES:
         raise ValueError(f"name: no policy {name!r} (there are: {', '.join(NAMES)})")
     spec: PolicySpec = _MODULES[name].SPEC
-    return spec
+    counting = forgetting.fits(_MODULES[name].policy(arms=2, segments=1))
+    return spec._replace(options=spec.options + time_options.OPTIONS) if counting else spec
 
 
 def catalogue() -> tuple[PolicySpec, ...]:

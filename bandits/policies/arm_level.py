@@ -58,7 +58,7 @@ def _the_same(state: ArmSums) -> ArmSums:
 
 def mean_reward(xp: Array, sums: ArmSums) -> Array:
     """Mean reward per decision (R, A), 0 where an arm has no trials."""
-    return sums.reward / xp.maximum(sums.trials, 1)
+    return sums.reward / xp.where(sums.trials > 0, sums.trials, 1)
 
 
 def reward_scale(xp: Array, sums: ArmSums, fixed: float | None) -> Array:
@@ -68,7 +68,8 @@ def reward_scale(xp: Array, sums: ArmSums, fixed: float | None) -> Array:
     """
     if fixed is not None:
         return xp.full((sums.trials.shape[0], 1), fixed)
-    trials = xp.maximum(sums.trials.sum(axis=1, keepdims=True), 1)
+    trials = sums.trials.sum(axis=1, keepdims=True)
+    trials = xp.where(trials > 0, trials, 1)
     squares = xp.maximum(ledger.square(sums).sum(axis=1, keepdims=True), 0.0)
     return xp.maximum(1.0, xp.sqrt(squares / trials))
 

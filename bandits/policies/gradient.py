@@ -53,7 +53,8 @@ def policy(*, arms: int, segments: int, backend: str = "numpy", **options: Optio
         xp = space.xp
 
         def rows(sums: ArmSums, segment: Array, mask: Array) -> Array:
-            everything = xp.maximum(sums.trials.sum(axis=1, keepdims=True), 1)
+            everything = sums.trials.sum(axis=1, keepdims=True)
+            everything = xp.where(everything > 0, everything, 1)
             baseline = sums.reward.sum(axis=1, keepdims=True) / everything
             unit = arm_level.reward_scale(xp, sums, chosen["scale"]) * 2.0**SCORE_BITS
             preference = chosen["step"] * (sums.score_reward - baseline * sums.score) / unit

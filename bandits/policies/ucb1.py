@@ -48,7 +48,7 @@ def policy(*, arms: int, segments: int, backend: str = "numpy", **options: Optio
         xp = space.xp
 
         def rows(sums: ArmSums, segment: Array, mask: Array) -> Array:
-            trials = xp.maximum(sums.trials, 1)
+            trials = xp.where(sums.trials > 0, sums.trials, 1)
             everything = xp.maximum(sums.trials.sum(axis=1, keepdims=True), 1)
             unit = chosen["exploration"] * arm_level.reward_scale(xp, sums, chosen["scale"])
             bonus = unit * xp.sqrt(2.0 * xp.log(everything) / trials)

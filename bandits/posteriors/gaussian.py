@@ -41,7 +41,7 @@ def posterior(
 ) -> StudentPosterior:
     """The posterior of each arm's mean reward, from the ledger's sums."""
     n = xp.maximum(sums.trials, 0)
-    average = sums.reward / xp.maximum(n, 1)
+    average = sums.reward / xp.where(n > 0, n, 1)
     spread = xp.maximum(ledger.square(sums) - average * sums.reward, 0.0)
     kappa, a = weight + n, shape + 0.5 * n
     pull = 0.5 * weight * n * (average - mean) ** 2 / kappa

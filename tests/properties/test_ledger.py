@@ -19,14 +19,14 @@ SEGMENTS, ARMS = 3, 4
 
 def _rows(batch: Batch, index: NDArray[Any]) -> Batch:
     contexts = Contexts(*(x[index] for x in batch.contexts))
-    return Batch(contexts, *(x[index] for x in batch[1:]))
+    return Batch(contexts, *(x[index] for x in batch[1:-1]))
 
 
 def _joined(*batches: Batch) -> Batch:
     contexts = Contexts(
         *(np.concatenate(x) for x in zip(*(b.contexts for b in batches), strict=True))
     )
-    rest = zip(*(b[1:] for b in batches), strict=True)
+    rest = zip(*(b[1:-1] for b in batches), strict=True)
     return Batch(contexts, *(np.concatenate(x) for x in rest))
 
 
