@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen, console = parser().parse_args(arguments), Console()
     try:
         tasks = _tasks(chosen)
-        files = {str(path): _file(Path(path)) for path in chosen.policy}
+        files = {str(Path(path).resolve()): _file(Path(path)) for path in chosen.policy}
     except ValueError as error:
         console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 2

@@ -135,7 +135,7 @@ def filled(batch: Batch) -> Batch:
     rows = len(batch.arm)
     place = np.arange(1 << max(0, rows - 1).bit_length()) % rows
     contexts = Contexts(*(field[place] for field in batch.contexts))
-    wide = Batch(contexts, *(field[place] for field in batch[1:]))
+    wide = Batch(contexts, *(field[place] for field in batch[1:-1]))
     return wide._replace(sign=np.where(np.arange(len(place)) < rows, wide.sign, 0))
 
 

@@ -1,5 +1,6 @@
 """Tables and figures of what has been measured, with paired intervals."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from rich.table import Table
 from scipy import stats
 
 from service import charts
+from tests.bench.policies import data, timing
 from tests.bench.policies.protocol import Floats
 from tests.bench.policies.results import Measured, Results
 from tests.bench.policies.tasks import TASKS, Task
@@ -57,12 +59,9 @@ def interval(values: Floats) -> Interval:
 def rows(task: Task, measured: list[Measured]) -> list[Row]:
     """The table, best first.
 
-    The best peer is the one with the best mean of those with as many seeds as any peer has. By how
-    much a system is better is the mean difference over the seeds that both have.
+    By how much a system is better is the mean difference over the seeds that both have.
     """
-    peers = [one for one in measured if one.kind == "peer"]
-    most = max((len(one.score) for one in peers), default=0)
-    best = next((one for one in peers if len(one.score) == most), None)
+    best = leader(measured)
     greedy = next((one for one in measured if one.name == "greedy"), None)
     sign = 1.0 if task.measure == "reward" else -1.0
 
@@ -85,11 +84,17 @@ def rows(task: Task, measured: list[Measured]) -> list[Row]:
     ]
 
 
-def best_peer(measured: list[Measured]) -> str:
-    """The name of the peer that the others are compared with, or a dash."""
-    peers = [one for one in measured if one.kind == "peer"]
+def leader(ordered: list[Measured]) -> Measured | None:
+    """The best peer of those with as many seeds as any, which the others are compared with."""
+    peers = [one for one in ordered if one.kind == "peer"]
     most = max((len(one.score) for one in peers), default=0)
-    return next((one.name for one in peers if len(one.score) == most), "–")
+    return next((one for one in peers if len(one.score) == most), None)
+
+
+def best_peer(measured: list[Measured]) -> str:
+    """The name of :func:`leader`, or a dash."""
+    found = leader(measured)
+    return found.name if found else "–"
 
 
 def terminal(task: Task, measured: list[Measured]) -> Table:
@@ -138,6 +143,10 @@ def write(results: Results, *, table: Path = TABLE, figures: Path = FIGURES) -> 
         picture.write_text(drawn({name: found[name] for name in names}))
         parts.append(f"![{family}](policies/figures/{family}.svg)")
         parts += [markdown(TASKS[name], found[name]) for name in names]
+    if (stored := results.folder / timing.RESULT.name).exists():
+        parts += [_TIMES, timing.table(json.loads(stored.read_text())["µs per row"])]
+    terms = [line for line in (data.__doc__ or "").splitlines() if line.startswith("|")]
+    parts.append("## Where the tables come from\n\n" + "\n".join(terms).replace("``", "`"))
     table.write_text("\n\n".join(parts) + "\n")
 
 
@@ -148,9 +157,14 @@ or a policy of your own); the numbers behind it are in `policies/results/`. Ever
 meets the same contexts, noise and order. Scores are means over the seeds with 95 % t intervals;
 "better by" is the paired difference to the best peer and to greedy (ridge regression per arm, no
 exploration), positive where the system is better, with its 95 % interval. `numpy` rows are
-yardsticks of a few lines. What the tables are and their terms: `policies/data.py`; the peers'
-versions: `policies/environments.py`; their settings: `policies/systems.py`. Rows with fewer seeds
-say so."""
+yardsticks of a few lines. The peers' versions: `policies/environments.py`; all settings:
+`policies/systems.py`."""
+
+
+_TIMES = """## What a decision and its lesson cost
+
+`python -m tests.bench.policies.timing`, medians of turns, one thread each: choosing, learning, and
+turning rows into what a system reads. A group's first system is the unit of its ratios."""
 
 
 def markdown(task: Task, measured: list[Measured]) -> str:
@@ -181,19 +195,20 @@ def summary(family: str, found: dict[str, list[Measured]]) -> str:
     ordered = sorted(
         means, key=lambda name: -sign * float(np.mean(list(means[name].score.values())))
     )
-    best = next((means[name] for name in ordered if means[name].kind == "peer"), None)
+    best = leader([means[name] for name in ordered])
     lines = []
     for name in ordered:
         values = [float(np.mean(list(one[name].score.values()))) for one in each]
         differences = sign * means[name].paired(best) if best and best.name != name else np.zeros(0)
         gain = interval(differences) if len(differences) else None
         cells = [f"{value:.{digits}f}" for value in [*values, float(np.mean(values))]]
+        cells.insert(0, str(len(means[name].score)))
         lines.append(f"| {' | '.join([name, *cells, _difference(gain, digits)])} |")
     head = (
         f"## {family.capitalize()} at a glance\n\nOne setting on all of them: "
         f"{MEASURES[task.measure]}.\n\n"
-        f"| | {' | '.join(found)} | mean | better than {best.name if best else '–'} by |\n"
-        f"|-|{'-:|' * (len(found) + 2)}"
+        f"| | seeds | {' | '.join(found)} | mean | better than {best.name if best else '–'} by |\n"
+        f"|-|{'-:|' * (len(found) + 3)}"
     )
     return "\n".join([head, *lines])
 

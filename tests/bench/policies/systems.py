@@ -6,6 +6,7 @@ options; ``Options`` without a family hold for all tasks.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bandits import policies
@@ -193,9 +194,9 @@ def _barter(line: str, task: Task) -> Contender:
 
 
 def _plugged(path: str, task: Task) -> Contender:
-    settings = {"file": path, "options": {}, **_schedule(task)}
+    settings = {"file": str(Path(path).resolve()), "options": {}, **_schedule(task)}
     module = "tests.bench.policies.barter"
-    return Contender(f"file {path}", "barter", module, None, settings, 700)
+    return Contender(f"file {Path(path).name}", "barter", module, None, settings, 700)
 
 
 def _schedule(task: Task) -> Settings:
