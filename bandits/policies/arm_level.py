@@ -1,6 +1,7 @@
 """What the arm-level policies share: the ledger as state, and one computation per distinct row."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from bandits.types import ArmSums, Array, Batch, Contexts, Policy
 
 #: ``(sums with fields (R, A), segment (R,), mask (R, A)) -> weights (R, A)``, a simplex per row.
 Weights = Callable[[ArmSums, Array, Array], Array]
+
+#: As of a policy.
+Probabilities = Callable[[Any, Contexts, Array], Array]
 
 
 def policy(
@@ -39,10 +43,10 @@ def policy(
         if is_traced(contexts.segment, mask, *state):
             return gathered(state, contexts.segment, mask)
         segment, allowed = np.asarray(contexts.segment), np.asarray(mask)
-        _check_values(segment, allowed, segments=segments)
-        first, inverse = _distinct(segment, allowed)
-        padded = _padded(first) if space.name == "jax" else first
-        table = compiled(state, segment[padded], allowed[padded])
+        check_values(segment, allowed, segments=segments)
+        first, inverse = distinct(segment, allowed)
+        chosen = padded(first) if space.name == "jax" else first
+        table = compiled(state, segment[chosen], allowed[chosen])
         return table[inverse]
 
     def update(state: ArmSums, batch: Batch) -> ArmSums:
@@ -86,6 +90,11 @@ def _check(state: ArmSums, contexts: Contexts, mask: Array, *, segments: int, ar
         if field.shape != (segments, arms):
             raise ValueError(f"state.{name} must be {(segments, arms)}, not {field.shape}")
         require_double(field, what=f"state.{name}")
+    check_shapes(contexts, mask, arms=arms)
+
+
+def check_shapes(contexts: Contexts, mask: Array, *, arms: int) -> None:
+    """Raise unless the shapes and types of a call to ``probabilities`` are right."""
     if contexts.segment.ndim != 1:
         raise ValueError("contexts.segment must have shape (B,)")
     if mask.shape != (contexts.segment.shape[0], arms):
@@ -94,14 +103,15 @@ def _check(state: ArmSums, contexts: Contexts, mask: Array, *, segments: int, ar
         raise TypeError(f"mask must be bool, not {mask.dtype}")
 
 
-def _check_values(segment: Array, mask: Array, *, segments: int) -> None:
+def check_values(segment: Array, mask: Array, *, segments: int) -> None:
+    """Raise unless every row has a segment and an eligible arm."""
     if bool(np.any((segment < 0) | (segment >= segments))):
         raise ValueError(f"segment must be in [0, {segments})")
     if not bool(np.all(mask.any(axis=1))):
         raise ValueError("mask has a row without an eligible arm")
 
 
-def _distinct(segment: Array, mask: Array) -> tuple[Array, Array]:
+def distinct(segment: Array, mask: Array) -> tuple[Array, Array]:
     """Indices of the first row of each distinct (segment, mask), and each row's place therein."""
     rows = mask.shape[0]
     if rows == 1:
@@ -119,6 +129,7 @@ def _distinct(segment: Array, mask: Array) -> tuple[Array, Array]:
     return first, inverse.reshape(-1)
 
 
-def _padded(first: Array) -> Array:
+def padded(first: Array) -> Array:
+    """``first`` (R,) filled up to a power of two, so that JAX compiles for few shapes."""
     size = 1 << max(0, len(first) - 1).bit_length()
     return np.concatenate([first, np.repeat(first[:1], size - len(first))])

@@ -49,6 +49,7 @@ class PolicySpec(NamedTuple):
         contextual: whether it looks at the features of a context; then its factory takes the
             keyword ``features``.
         pooled: whether segments learn from each other.
+        hosted: whether ``believe`` runs in numpy on either backend, and so cannot be traced.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PolicySpec(NamedTuple):
     options: tuple[Option, ...]
     contextual: bool = False
     pooled: bool = False
+    hosted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for an API or a form."""

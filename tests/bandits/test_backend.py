@@ -52,7 +52,11 @@ def test_everything_jitted_lowers_for_cuda(name: str) -> None:
     def serve(state: Any, contexts: Contexts, mask: Any) -> Any:
         return policy.probabilities(policy.believe(state), contexts, mask)
 
-    decide = jax.jit(serve).trace(state, contexts, mask)
+    if policies.describe(name).hosted:
+        belief = policy.believe(empty)
+        decide = jax.jit(policy.probabilities).trace(belief, contexts, mask)
+    else:
+        decide = jax.jit(serve).trace(state, contexts, mask)
     assert decide.lower(lowering_platforms=("cuda",)).as_text()
     learn = jax.jit(policy.update).trace(state, batch)
     assert "f32" not in learn.lower(lowering_platforms=("cuda",)).as_text()
@@ -75,7 +79,7 @@ def test_distinct_rows_are_found_for_many_arms_too() -> None:
         segment = rng.integers(0, 3, 50)
         mask = np.zeros((50, arms), dtype=bool)
         mask[np.arange(50), rng.integers(0, 2, 50) * (arms - 1)] = True
-        first, inverse = arm_level._distinct(segment, mask)
+        first, inverse = arm_level.distinct(segment, mask)
         assert len(first) <= 6
         np.testing.assert_array_equal(segment[first][inverse], segment)
         np.testing.assert_array_equal(mask[first][inverse], mask)

@@ -43,7 +43,9 @@ def _policy(name: str, *, space: str = "numpy", order: NDArray[Any] | None = Non
     options: dict[str, Any] = {}
     if name == "fixed_split":
         options["shares"] = np.array([5.0, 1.0, 0.0, 2.0, 3.0])[order]
-    if name == "thompson_profit":
+    if name == "thompson_hierarchical":
+        options["depth"] = np.tile(np.array([0.0, 0.1, 0.2, 0.05, 0.3])[order], (3, 1))
+    if name in ("thompson_profit", "thompson_hierarchical"):
         options["value"] = np.tile(np.array([900.0, 700.0, 400.0, 650.0, -5.0])[order], (3, 1))
     return policies.make(
         name, arms=ARMS, segments=SEGMENTS, features=FEATURES, backend=space, **options
@@ -130,18 +132,21 @@ def test_is_traced_once_under_jit(name: str) -> None:
     import jax
 
     policy = _policy(name, space="jax")
+    hosted = policies.describe(name).hosted
     traces = 0
 
     def counted(state: ArmSums, contexts: Contexts, mask: Any) -> Any:
         nonlocal traces
         traces += 1
+        if hosted:
+            return policy.probabilities(state, contexts, mask)
         return _serve(policy, state, contexts, mask)
 
     jitted = jax.jit(counted)
     for seed in range(3):
         state = _learnt(policy, _batch(seed=seed))
         mask = _mask(seed=seed)
-        inside = jitted(state, _contexts(SEGMENT), mask)
+        inside = jitted(policy.believe(state) if hosted else state, _contexts(SEGMENT), mask)
         outside = _serve(policy, state, _contexts(SEGMENT), mask)
         np.testing.assert_allclose(np.asarray(inside), np.asarray(outside), atol=1e-12)
     assert traces == 1
