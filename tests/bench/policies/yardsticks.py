@@ -67,7 +67,8 @@ class Ridge:
         x = self.row(contexts)
         value = self.weights @ x
         if self.rule == "greedy":  # ties at random, or an arm that never pays is kept for ever
-            return int(self.rng.choice(np.flatnonzero(value == value.max())))
+            best = np.flatnonzero(value == value.max())
+            return int(best[0] if len(best) == 1 else self.rng.choice(best))
         spread = np.sqrt(np.maximum((self.inverse @ x) @ x, 0.0))
         noise = self.rng.standard_normal(len(value)) if self.rule == "thompson" else 1.0
         return int((value + self.scale * noise * spread).argmax())
