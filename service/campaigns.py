@@ -11,6 +11,7 @@ import datetime as dt
 import secrets
 from typing import Any, Literal, get_args
 
+import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -156,7 +157,21 @@ def frozen(
         found.append(FieldError("arms", f"keys and order: {REMEDY}"))
     if [_meaning(one) for one in before.segments] != [_meaning(one) for one in wanted.segments]:
         found.append(FieldError("segments", f"keys, order and rules: {REMEDY}"))
+    if before.features != wanted.features:
+        found.append(FieldError("features", REMEDY))
+    elif not found and _layout(before) != _layout(wanted):
+        same = "the new policy keeps other sums than the old one"
+        found.append(FieldError("policy", f"{same}, so it {REMEDY}"))
     return found
+
+
+def _layout(plan: CampaignDefinition) -> list[tuple[str, Any, str]]:
+    """What a state of the campaign's policy looks like: fields, shapes and types."""
+    state = plan.build_policy().init()
+    return [
+        (name, np.shape(field), np.asarray(field).dtype.str)
+        for name, field in zip(state._fields, state, strict=True)
+    ]
 
 
 def _meaning(segment: Segment) -> tuple[Any, ...]:

@@ -1,14 +1,16 @@
 """A decision, from request to reply. This file is the checkout path, in the order it happens.
 
-    request → campaign, unit, segment → mask of eligible arms → running? holdout? anything eligible?
+    request → campaign, unit, segment, context → mask of eligible arms
+            → running? holdout? anything eligible?
             → the arm that the unit keeps (sticky), else the simplex and a draw
             → durable in the spool, where a repeated request id meets its first decision → reply
 
 Everything is in memory or in the spool (`service.spool`), this host's durable log; nothing here
 waits for Postgres. A drawn decision is a function of (campaign seed, decision id, revision,
-snapshot, segment, mask), a sticky one repeats the decision named in ``origin``: `service.replay`
-recomputes both. What was not randomised (not running, holdout, nothing eligible) gets the default
-arm with propensity 1 and says so in ``reason``; no policy learns from it.
+snapshot, segment, mask, context), a sticky one repeats the decision named in ``origin``:
+`service.replay` recomputes both. What was not randomised (not running, holdout, nothing
+eligible) gets the default arm with propensity 1 and says so in ``reason``; no policy learns from
+it.
 """
 
 import datetime as dt
@@ -22,6 +24,7 @@ from typing import Any
 import orjson
 import structlog
 
+from service import contexts
 from service.eligibility import held_out, mask_bits, masked, segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionReply, DecisionRequest
@@ -51,6 +54,7 @@ class Draft:
     choice: Choice
     reason: str
     decided_at: dt.datetime
+    context: tuple[int, ...] = ()
     origin: str | None = None
     snapshot: int = 0
     assignment: Assignment | None = None
@@ -93,6 +97,7 @@ class Draft:
             "reserved_minor": self.reserved_minor,
             "decided_at": self.decided_at,
             "expires_at": self.expires_at,
+            "context": self.context,
             "fingerprint": fingerprint(self.request, self.unit),
             "told": self.reply().model_dump(mode="json", include=TOLD),
         }
@@ -204,7 +209,8 @@ def _draft(runtime: Runtime, request: DecisionRequest, index: int, now: dt.datet
 
 def _choose(runtime: Runtime, default: Draft) -> Draft:
     campaign, request, definition = default.campaign, default.request, default.campaign.definition
-    segment = segment_of(definition, _attributes(runtime, request, default.unit))
+    attributes = _attributes(runtime, request, default.unit)
+    segment = segment_of(definition, attributes)
     limited = definition.budget_minor is not None
     committed = runtime.spool.committed(campaign.id) if limited else 0
     reasons = masked(definition, segment, request.exclude_arms, committed)
@@ -213,6 +219,7 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
         default,
         segment=segment,
         mask=mask,
+        context=contexts.encode(definition, attributes),
         why={"masked": reasons},
         # Stands if the campaign does not run; "running" is replaced below.
         reason=campaign.state_at(default.decided_at),
@@ -239,7 +246,7 @@ def _randomise(runtime: Runtime, draft: Draft) -> Draft:
         held = runtime.spool.assignment(draft.campaign.id, draft.unit, draft.decided_at.timestamp())
         if held is not None and _keeps(draft, held):
             return _stick(draft, held)
-    choice = draft.campaign.draw(draft.segment, draft.mask, draft.id.bytes)
+    choice = draft.campaign.draw(draft.segment, draft.mask, draft.id.bytes, draft.context)
     drawn = replace(draft, choice=choice, reason="policy")
     if not sticky:
         return drawn

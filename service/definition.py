@@ -86,6 +86,7 @@ Scalar = (
     | Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-(2**53), le=2**53)]
     | Annotated[str, Field(strict=True, max_length=500), AfterValidator(_printable)]
 )
+Real = Annotated[float, Field(ge=-(2**53), le=2**53)]
 Attributes = Annotated[dict[Short, Scalar], Field(max_length=64)]
 
 
@@ -338,6 +339,70 @@ class Segment(Document):
     arms: dict[Key, ArmOverride] = {}
 
 
+class NumberFeature(Document):
+    """A number as a feature: ``(value - centre) / scale``; the default where none is known."""
+
+    kind: Literal["number"] = "number"
+    key: Short
+    name: Label
+    centre: Real = 0.0
+    scale: Real = 1.0
+    default: Real = Field(
+        default_factory=lambda chosen: chosen.get("centre", 0.0),
+        description="Used where the attribute is missing or not a number; the centre if left out.",
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _divides(cls, scale: float) -> float:
+        if not scale > 0:
+            raise ValueError("must be greater than 0, for example how much the values differ")
+        return scale
+
+    @property
+    def width(self) -> int:
+        """How many places of the context it takes."""
+        return 1
+
+
+class CategoryFeature(Document):
+    """One of a few texts as a feature: a place per value, all zero for any other."""
+
+    kind: Literal["category"] = "category"
+    key: Short
+    name: Label
+    values: Annotated[tuple[Short, ...], Field(min_length=1, max_length=64)]
+
+    @field_validator("values")
+    @classmethod
+    def _differ(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("must differ from each other; remove the one that is given twice")
+        return values
+
+    @property
+    def width(self) -> int:
+        """How many places of the context it takes."""
+        return len(self.values)
+
+
+class BooleanFeature(Document):
+    """True or false as a feature: one or zero; the default where neither is known."""
+
+    kind: Literal["boolean"] = "boolean"
+    key: Short
+    name: Label
+    default: bool = False
+
+    @property
+    def width(self) -> int:
+        """How many places of the context it takes."""
+        return 1
+
+
+Feature = Annotated[NumberFeature | CategoryFeature | BooleanFeature, Field(discriminator="kind")]
+
+
 class PolicyChoice(Document):
     """Which policy chooses, with its options."""
 
@@ -346,6 +411,7 @@ class PolicyChoice(Document):
 
 
 DAY = 86_400
+MAX_WIDTH = 256
 POLICY_FOR = {
     "profit": "thompson_profit",
     "revenue": "thompson_gaussian",
@@ -366,6 +432,9 @@ class CampaignDefinition(Document):
     arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=50)]
     default_arm: Key
     segments: Annotated[tuple[Segment, ...], Field(max_length=200)] = ()
+    features: Annotated[tuple[Feature, ...], Field(max_length=64)] = Field(
+        (), description="What a contextual policy may know of a customer, besides the segment."
+    )
     objective: Literal["conversion", "revenue", "profit"] = "profit"
     policy: PolicyChoice = Field(
         default_factory=lambda chosen: PolicyChoice(name=POLICY_FOR[chosen["objective"]]),
@@ -402,6 +471,20 @@ class CampaignDefinition(Document):
         if EVERYONE in keys:
             raise ValueError(f'"{EVERYONE}" names the segment of all others; choose another key')
         return segments
+
+    @field_validator("features")
+    @classmethod
+    def _feature_keys(cls, features: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        keys = [feature.key for feature in features]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f'keys must differ: remove one of the two named "{twice[0]}"')
+        width = sum(feature.width for feature in features)
+        if width > MAX_WIDTH:
+            raise ValueError(
+                f"take {width} places, at most {MAX_WIDTH} are possible: list fewer values"
+            )
+        return features
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -453,6 +536,16 @@ class CampaignDefinition(Document):
         """The keys of all segments in order; ``everyone`` is always the last."""
         return (*(segment.key for segment in self.segments), EVERYONE)
 
+    @cached_property
+    def feature_width(self) -> int:
+        """D, how many places the features take together."""
+        return sum(feature.width for feature in self.features)
+
+    @property
+    def contextual(self) -> bool:
+        """Whether the policy looks at the features."""
+        return policies.describe(self.policy.name).contextual
+
     @property
     def default_index(self) -> int:
         """The place of the default arm."""
@@ -479,28 +572,69 @@ class CampaignDefinition(Document):
         objective = wanted.get(self.policy.name, self.objective)
         if objective != self.objective:
             raise ValueError(f"{self.policy.name} needs the objective {objective}")
+        if not self.features and self.policy.name in policies.NAMES and self.contextual:
+            raise ValueError(
+                f"{self.policy.name} decides by features: declare some in features,"
+                f" or choose {POLICY_FOR[self.objective]}"
+            )
         timed = time_options.NAMES & self.policy.options.keys()
         if timed:
             raise ValueError(f"{min(timed)}: campaigns do not learn per time bucket yet")
-        return policies.make(
+        policy = policies.make(
             self.policy.name,
             arms=len(self.arms),
             segments=len(self.segment_keys),
+            features=self.feature_width,
             backend=backend,
             **(self.prior_options(self.policy.name) | self.policy.options),
         )
+        if policy.retrain is not None:
+            raise ValueError(
+                f"{self.policy.name} must be retrained, which campaigns do not do yet:"
+                " choose linear_thompson or linear_ucb"
+            )
+        return policy
+
+    def depths(self) -> list[list[float]]:
+        """Return (S, A) what offers cost on a typical basket, as a share of it."""
+        basket = self.basket_minor
+        return [
+            [self.offer(s, a).discount_minor(basket) / basket for a in range(len(self.arms))]
+            for s in range(len(self.segment_keys))
+        ]
+
+    def sale_values(self, basket_minor: int) -> list[list[float]]:
+        """Return (S, A) what a sale at this list value earns, by the objective, in minor units."""
+        arms, segments = range(len(self.arms)), range(len(self.segment_keys))
+        if self.objective != "profit":
+            return [[float(basket_minor) for _ in arms] for _ in segments]
+        return [[float(self.profit_of_sale(s, a, basket_minor)) for a in arms] for s in segments]
+
+    def gains(self) -> list[list[float]]:
+        """Return (S, A) what a sale earns more when the basket grows by its own size.
+
+        Half as much again less half as much: the slope over baskets as they come.
+        """
+        small, large = (self.sale_values(round(self.basket_minor * part)) for part in (0.5, 1.5))
+        return [
+            [more - less for less, more in zip(*rows, strict=True)]
+            for rows in zip(small, large, strict=True)
+        ]
 
     def prior_options(self, policy: str) -> dict[str, Any]:
         """Return what the definition itself says about a policy's prior.
 
-        The profit of a sale at a typical basket; or the spread of rewards if one visitor in ten
-        bought such a basket: basket times the root of 0.1 x 0.9.
+        The profit of a sale at a typical basket, and the depths of the offers; or the spread of
+        rewards if one visitor in ten bought such a basket: basket times the root of 0.1 x 0.9.
         """
         basket = self.basket_minor
         if policy == "thompson_profit":
-            arms, segments = range(len(self.arms)), range(len(self.segment_keys))
-            value = [[self.profit_of_sale(s, a, basket) for a in arms] for s in segments]
-            return {"value": value}
+            return {"value": self.sale_values(basket)}
+        if policy == "thompson_hierarchical":
+            terms: dict[str, Any] = {"depth": self.depths()}
+            if self.objective != "conversion":
+                terms |= {"value": self.sale_values(basket), "gain": self.gains()}
+            return terms
         if policy == "thompson_gaussian":
             earned = basket * (self.margin_rate if self.objective == "profit" else 1.0)
             return {"sd": max(1.0, 0.3 * earned)}

@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from bandits import artefact, simplex
-from bandits.types import ArmSums, Batch, Contexts
+from bandits.types import Batch, Contexts, State
 from service import queries, upkeep
 from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
@@ -45,6 +45,7 @@ SIZES = (256, 2048, CHUNK)
 IDLE_SECONDS = 0.5
 UPKEEP_SECONDS = 1.0
 PACE_SECONDS = 0.1
+CHECKED = 8
 Backend = Literal["numpy", "jax"]
 log = structlog.get_logger()
 
@@ -85,9 +86,9 @@ def learn(engine: Engine, campaign_id: int, *, backend: Backend = "jax") -> Lear
 
 def rebuild(
     connection: Connection, campaign_id: int, place: Place, *, backend: Backend = "numpy"
-) -> ArmSums:
+) -> State:
     """Return the state that the log up to a place adds up to, from nothing."""
-    state: ArmSums = _live(connection, campaign_id).definition.build_policy().init()
+    state = _live(connection, campaign_id).definition.build_policy().init()
     last = 0
     while True:
         rows = connection.execute(
@@ -137,15 +138,15 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
     state = _add(connection, campaign_id, state, fresh, credits, sign=1, backend=backend)
     _store(connection, campaign_id, fresh, credits)
     version = 1 if previous is None else previous.version + 1
-    _check(live, state)
+    _check(live, state, fresh)
     digest = _publish(connection, live, state, version, place, events)
     return Learnt(version, digest, len(fresh), len(events), place)
 
 
 def _correct(
-    connection: Connection, campaign_id: int, state: ArmSums, touched: Log,
+    connection: Connection, campaign_id: int, state: State, touched: Log,
     place: Place, backend: Backend,
-) -> ArmSums:  # fmt: skip
+) -> State:  # fmt: skip
     """Take back what touched decisions were credited with and add what they are worth now."""
     if not touched:
         return state
@@ -205,9 +206,9 @@ def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UU
 
 
 def _add(
-    connection: Connection, campaign_id: int, state: ArmSums, decisions: Log,
+    connection: Connection, campaign_id: int, state: State, decisions: Log,
     credits: dict[uuid.UUID, Credit], *, sign: int, backend: Backend,
-) -> ArmSums:  # fmt: skip
+) -> State:  # fmt: skip
     """Add (or take back) decisions that were randomised, with what they earned."""
     rows = [row for row in decisions if row.reason in RANDOMISED]
     if not rows:
@@ -218,7 +219,7 @@ def _add(
     batch = Batch(
         contexts=Contexts(
             segment=np.array([row.segment for row in rows], dtype=np.int32),
-            features=np.zeros((len(rows), 0), dtype=np.int64),
+            features=_features(definition, rows),
         ),
         arm=np.array([row.arm for row in rows], dtype=np.int32),
         simplex=np.array([row.simplex for row in rows], dtype=np.float64),
@@ -227,7 +228,13 @@ def _add(
         sign=np.full(len(rows), sign, dtype=np.int64),
     )
     updated = _update(definition, backend)(state, _padded(batch))
-    return ArmSums(*(np.asarray(field, dtype=np.int64) for field in updated))
+    return type(state)(*(np.asarray(field) for field in updated))
+
+
+def _features(definition: CampaignDefinition, rows: Log) -> NDArray[np.int64]:
+    """Return the logged contexts (B, D)."""
+    width = definition.feature_width
+    return np.array([row.context for row in rows], dtype=np.int64).reshape(len(rows), width)
 
 
 def _padded(batch: Batch) -> Batch:
@@ -251,7 +258,8 @@ def _blank(definition: CampaignDefinition) -> Batch:
     """Return a batch of the smallest compiled size that adds nothing."""
     arms = len(definition.arms)
     zero = np.zeros(1, dtype=np.int64)
-    contexts = Contexts(zero.astype(np.int32), np.zeros((1, 0), dtype=np.int64))
+    features = np.zeros((1, definition.feature_width), dtype=np.int64)
+    contexts = Contexts(zero.astype(np.int32), features)
     equal = np.full((1, arms), 1 / arms)
     return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero))
 
@@ -274,23 +282,27 @@ def _store(
         )
 
 
-def _check(live: LiveCampaign, state: ArmSums) -> None:
-    """Refuse a state that gives any segment no valid simplex when all arms are eligible."""
-    segments, arms = state.trials.shape
-    eligible = np.ones((segments, arms), dtype=bool)
-    contexts = Contexts(
-        segment=np.arange(segments, dtype=np.int32),
-        features=np.zeros((segments, 0), dtype=np.int64),
-    )
+def _check(live: LiveCampaign, state: State, sample: Log) -> None:
+    """Refuse a state that gives no valid simplex when all arms are eligible.
+
+    It is asked for every segment without features, and for the newest contexts of the log.
+    """
+    definition = live.definition
+    places = np.arange(len(definition.segment_keys), dtype=np.int32)
+    segment = np.concatenate([places, [row.segment for row in sample[-CHECKED:]]])
+    zero = np.zeros((len(places), definition.feature_width), dtype=np.int64)
+    features = np.concatenate([zero, _features(definition, sample[-CHECKED:])])
+    eligible = np.ones((len(segment), len(definition.arms)), dtype=bool)
+    contexts = Contexts(segment.astype(np.int32), features)
     try:
         belief = live.policy.believe(state)
         simplex.check(live.policy.probabilities(belief, contexts, eligible), eligible)
     except (ValueError, ArithmeticError) as error:
-        raise NotPublished(f"campaign {live.definition.key}: {error}") from error
+        raise NotPublished(f"campaign {definition.key}: {error}") from error
 
 
 def _publish(
-    connection: Connection, live: LiveCampaign, state: ArmSums, version: int, place: Place,
+    connection: Connection, live: LiveCampaign, state: State, version: int, place: Place,
     events: Log,
 ) -> str:  # fmt: skip
     digest = artefact.digest(state)
@@ -332,18 +344,20 @@ def _definition(connection: Connection, campaign_id: int, revision: int) -> Camp
     return kept[key]
 
 
-_updates: dict[tuple[str, int, int, Backend], Callable[[ArmSums, Batch], ArmSums]] = {}
+_updates: dict[tuple[Any, ...], Callable[[State, Batch], State]] = {}
 
 
-def _update(
-    definition: CampaignDefinition, backend: Backend
-) -> Callable[[ArmSums, Batch], ArmSums]:
+def _update(definition: CampaignDefinition, backend: Backend) -> Callable[[State, Batch], State]:
     """Return the update of a definition's policy, kept together with what was compiled for it.
 
     What an update adds hangs on the policy's name and on the shape alone (options weigh the sums
-    when they are read), so hundreds of campaigns share a few compilations.
+    when they are read; those of contextual policies may shape the state), so hundreds of campaigns
+    share a few compilations.
     """
-    key = (definition.policy.name, len(definition.segment_keys), len(definition.arms), backend)
+    name, options = definition.policy.name, definition.policy.options
+    shape = (len(definition.segment_keys), len(definition.arms), definition.feature_width)
+    own = repr(sorted(options.items())) if definition.contextual else ""
+    key = (name, *shape, own, backend)
     if key not in _updates:
         update = definition.build_policy(backend).update
         if backend == "jax":

@@ -215,6 +215,7 @@ class Decision(Base):
     reserved_minor: Mapped[Big] = mapped_column(server_default=text("0"))
     decided_at: Mapped[When]
     expires_at: Mapped[When]
+    context: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
 
 
 class Outcome(Base):

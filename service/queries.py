@@ -57,16 +57,17 @@ SET_SHIPPED = text("UPDATE spools SET shipped = :shipped, updated_at = now() WHE
 INSERT_DECISIONS = text(
     """
     INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
-        propensity, reason, origin, why, reserved_minor, decided_at, expires_at)
+        propensity, reason, origin, why, reserved_minor, decided_at, expires_at, context)
     SELECT d.id, d.campaign_id, d.revision, d.snapshot, d.unit, d.segment, d.mask, d.simplex,
-        d.arm, d.propensity, d.reason, d.origin, d.why, d.reserved_minor, d.decided_at, d.expires_at
+        d.arm, d.propensity, d.reason, d.origin, d.why, d.reserved_minor, d.decided_at,
+        d.expires_at, coalesce(d.context, '{}')
     FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (id uuid, campaign_id int,
         revision int, snapshot bigint, unit bytea, segment smallint, mask bigint,
         simplex float8[], arm smallint, propensity float8, reason text, origin uuid, why json,
-        reserved_minor bigint, decided_at timestamptz, expires_at timestamptz))
+        reserved_minor bigint, decided_at timestamptz, expires_at timestamptz, context bigint[]))
         WITH ORDINALITY AS d (id, campaign_id,
         revision, snapshot, unit, segment, mask, simplex, arm, propensity, reason, origin, why,
-        reserved_minor, decided_at, expires_at, place)
+        reserved_minor, decided_at, expires_at, context, place)
     JOIN campaigns ON campaigns.id = d.campaign_id
     ORDER BY d.place
     ON CONFLICT (id) DO NOTHING
@@ -98,7 +99,7 @@ def decisions_after(campaign_id: int, position: int, until: int | None, limit: i
         select(
             Decision.position, Decision.id, Decision.campaign_id, Decision.revision,
             Decision.segment, Decision.arm, Decision.simplex, Decision.reason,
-            Decision.decided_at,
+            Decision.decided_at, Decision.context,
         )
         .where(Decision.campaign_id == campaign_id, Decision.position > position)
         .order_by(Decision.position)
@@ -148,6 +149,7 @@ def decisions_by_id(ids: Sequence[uuid.UUID], until: int) -> Query:
     return select(
         Decision.position, Decision.id, Decision.campaign_id, Decision.revision,
         Decision.segment, Decision.arm, Decision.simplex, Decision.reason, Decision.decided_at,
+        Decision.context,
     ).where(Decision.id == func.any(list(ids)), Decision.position <= until)  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Recompute a logged decision from what the log holds, and compare it bit for bit.
 
-The inputs are the definition of the decision's revision, the stored snapshot, the logged segment
-and mask, the campaign's seed and the decision's id; the same `LiveCampaign.draw` that served the
-decision gives simplex and arm. A sticky decision repeats the draw of its origin, so that is what
-is recomputed; a decision that was not randomised has the default arm with probability one.
+The inputs are the definition of the decision's revision, the stored snapshot, the logged segment,
+mask and context, the campaign's seed and the decision's id; the same `LiveCampaign.draw` that
+served the decision gives simplex and arm. A sticky decision repeats the draw of its origin, so that
+is what is recomputed; a decision that was not randomised has the default arm with probability one.
 """
 
 import uuid
@@ -56,7 +56,7 @@ def replay(session: Session, decision_id: uuid.UUID) -> Replay:
     if source is None:
         recomputed = live.certain(live.definition.default_index)
     else:
-        recomputed = live.draw(source.segment, source.mask, source.id.bytes)
+        recomputed = live.draw(source.segment, source.mask, source.id.bytes, source.context)
     return Replay(
         decision_id=decision.id,
         drawn_as=source.id if source else None,

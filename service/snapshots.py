@@ -6,6 +6,7 @@ simplex from the same function, so a logged decision can be recomputed bit for b
 
 import copy
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +50,7 @@ class LiveCampaign:
         self.learnt = artefact.from_bytes(stored, like=start) if stored else start
         self.belief = self.policy.believe(self.learnt)
         self._caps = np.array([1.0 if arm.cap is None else arm.cap for arm in definition.arms])
+        self._contextual = definition.contextual
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     @classmethod
@@ -90,34 +92,42 @@ class LiveCampaign:
             return "killed"
         return state_at(self.state, self.definition.starts_at, self.definition.ends_at, now)
 
-    def simplex(self, segment: int, mask: int) -> NDArray[np.float64]:
+    def simplex(self, segment: int, mask: int, context: Sequence[int] = ()) -> NDArray[np.float64]:
         """Return the guarded probabilities (A,) of a segment under a mask of eligible arms.
 
+        ``context`` holds the D encoded features; policies that are not contextual ignore it.
+
         Raises:
-            ValueError: no arm is eligible.
+            ValueError: no arm is eligible, or the context is not of this campaign's width.
         """
+        if self._contextual:
+            return self._computed(segment, mask, context)
         key = (segment, mask)
         known = self._simplexes.get(key)
         if known is None:
-            arms = len(self.definition.arms)
-            eligible = np.array([[mask >> arm & 1 for arm in range(arms)]], dtype=bool)
-            contexts = Contexts(
-                segment=np.array([segment], dtype=np.int32),
-                features=np.zeros((1, 0), dtype=np.int64),
-            )
-            raw = np.asarray(self.policy.probabilities(self.belief, contexts, eligible))
-            known = np.asarray(
-                simplex.guard(raw, eligible, floor=self.definition.floor, cap=self._caps)
-            )[0]
+            known = self._computed(segment, mask, (0,) * self.definition.feature_width)
             if len(self._simplexes) >= MAX_SIMPLEXES:
                 # Requests may exclude any arms: there are more masks than memory.
                 self._simplexes.clear()
             self._simplexes[key] = known
         return known
 
-    def draw(self, segment: int, mask: int, key: bytes) -> Choice:
+    def _computed(self, segment: int, mask: int, context: Sequence[int]) -> NDArray[np.float64]:
+        arms = self.range_of_arms
+        eligible = np.array([[mask >> arm & 1 for arm in arms]], dtype=bool)
+        contexts = Contexts(
+            segment=np.array([segment], dtype=np.int32),
+            features=np.array([context], dtype=np.int64),
+        )
+        raw = np.asarray(self.policy.probabilities(self.belief, contexts, eligible))
+        floor = self.definition.floor
+        guarded = simplex.guard(raw, eligible, floor=floor, cap=self._caps)
+        chances: NDArray[np.float64] = np.asarray(guarded)[0]
+        return chances
+
+    def draw(self, segment: int, mask: int, key: bytes, context: Sequence[int] = ()) -> Choice:
         """Return the arm that the key draws: the same inputs always draw the same arm."""
-        chances = self.simplex(segment, mask)
+        chances = self.simplex(segment, mask, context)
         arm = sampling.draw(chances, sampling.uniform(self.seed, key))
         return Choice(arm, float(chances[arm]), tuple(chances.tolist()))
 

@@ -282,15 +282,6 @@ def _own_options(definition: CampaignDefinition, model: str) -> dict[str, Any]:
     return options
 
 
-def _sale_values(definition: CampaignDefinition, *, basket: int | None = None) -> Floats:
-    """(S, A) profit of a sale at this basket, or at the typical one."""
-    arms, segments = range(len(definition.arms)), range(len(definition.segment_keys))
-    basket = basket or definition.basket_minor
-    return np.array(
-        [[definition.profit_of_sale(s, a, basket) for a in arms] for s in segments], float
-    )
-
-
 def _own_prior(definition: CampaignDefinition, model: str) -> Prior:
     options = _own_options(definition, model)
     if "value" in options:
@@ -306,7 +297,7 @@ def _by_prior(
 ) -> dict[str, Floats]:
     """Draws under every prior of `fields.ASSUMPTIONS` that applies, in that order."""
     count = min(DRAWS, max(500, MOST_NUMBERS // sums.trials.size))
-    depth, offers = _depths(definition), _offers(definition)
+    depth, offers = np.array(definition.depths()), _offers(definition)
     known: dict[str, Floats] = {}
     if np.ptp(depth) > 0:
         known[SMOOTH] = shared.draws(
@@ -318,31 +309,18 @@ def _by_prior(
     if model != "revenue":
         about = matched_prior(sums)
         if model == "profit":
-            about = about._replace(value=_sale_values(definition))
+            about = about._replace(value=np.array(definition.sale_values(definition.basket_minor)))
         known[OVERALL] = posterior(model, sums, prior=about).draws(count, seed=0)
     known[OWN] = own.draws(count, seed=0)
     return known
 
 
-def _depths(definition: CampaignDefinition) -> Floats:
-    """(S, A) what offers cost on a typical basket, as a share of it."""
-    arms, segments = range(len(definition.arms)), range(len(definition.segment_keys))
-    basket = definition.basket_minor
-    given = [[definition.offer(s, a).discount_minor(basket) for a in arms] for s in segments]
-    return np.array(given, float) / basket
-
-
 def _offers(definition: CampaignDefinition) -> shared.Offers | None:
     """What a conversion earns at a typical basket, and how that follows the basket."""
-    basket = float(definition.basket_minor)
     if definition.objective == "conversion":
         return None
-    if definition.objective == "revenue":
-        value = np.full((len(definition.segment_keys), len(definition.arms)), basket)
-        return shared.Offers(value, value)
-    # Half as much again and half as much: the slope over baskets as they come.
-    ends = [_sale_values(definition, basket=round(basket * part)) for part in (0.5, 1.5)]
-    return shared.Offers(_sale_values(definition), ends[1] - ends[0])
+    value = np.array(definition.sale_values(definition.basket_minor))
+    return shared.Offers(value, np.array(definition.gains()))
 
 
 def _best(sums: ArmSums, allowed: Bools, definition: CampaignDefinition, model: str) -> Floats:

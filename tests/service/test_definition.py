@@ -92,3 +92,19 @@ def test_a_segment_may_change_an_offer() -> None:
     assert plan.offer(1, 1).kind == "percentage"
     assert plan.profit_of_sale(0, 1, 1000) == 400
     assert plan.profit_of_sale(1, 1, 1000) == 300
+
+
+def test_the_hierarchical_policy_is_told_the_offers_terms() -> None:
+    plan = definition(policy={"name": "thompson_hierarchical"})
+    terms = plan.prior_options("thompson_hierarchical")
+    assert terms["depth"] == [[0.0, 0.1, 0.2]] * 2
+    assert terms["value"] == [[1200.0, 900.0, 600.0]] * 2
+    assert terms["gain"] == [[1200.0, 900.0, 600.0]] * 2
+    rate = definition(objective="conversion", policy={"name": "thompson_hierarchical"})
+    assert set(rate.prior_options("thompson_hierarchical")) == {"depth"}
+
+
+def test_a_policy_that_must_be_retrained_is_refused() -> None:
+    features = [{"kind": "boolean", "key": "member", "name": "Member"}]
+    with pytest.raises(ValidationError, match="choose linear_thompson"):
+        definition(features=features, policy={"name": "trees_thompson"})

@@ -1,0 +1,132 @@
+"""A contextual campaign over HTTP and PostgreSQL: it learns, replays bit for bit and verifies."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from bandits import features
+from service.config import Config
+from service.contexts import encode, told
+from service.db import transaction
+from service.models import Decision
+from service.replay import replay
+from service.verify import verify
+from tests.loop import DEFINITION, definition
+from tests.web import Web, fields, serving
+
+FEATURES: list[dict[str, Any]] = [
+    {"kind": "category", "key": "channel", "name": "Channel", "values": ["app", "web"]},
+    {"kind": "number", "key": "visits", "name": "Visits", "centre": 10, "scale": 5},
+    {"kind": "boolean", "key": "member", "name": "Member"},
+]
+WANTS = {"app": "none", "web": "twenty"}
+
+
+@pytest.fixture
+def web(config: Config, engine: Engine) -> Iterator[Web]:
+    with serving(config, engine) as made:
+        yield made
+
+
+def _serve(web: Web, rng: random.Random, visits: int) -> float:
+    """Send customers of two types and tell how many got the arm that their type wants."""
+    right = 0
+    for _ in range(visits):
+        channel = rng.choice(sorted(WANTS))
+        asked = {"channel": channel, "visits": rng.randint(0, 20), "member": rng.random() < 0.5}
+        unit = f"unit-{rng.random()}"
+        body = {"campaign": "spring", "unit": unit, "attributes": asked}
+        reply = web.call("POST", "/v1/decisions", scope="decide", json=body)
+        assert reply.status_code == 200, reply.get_data(as_text=True)
+        decision: dict[str, Any] = reply.get_json()
+        wanted = decision["arm"] == WANTS[channel]
+        right += wanted
+        if rng.random() < (0.6 if wanted else 0.1):
+            event: dict[str, Any] = {"event_id": unit, "decision_id": decision["decision_id"]}
+            event |= {"kind": "purchased", "revenue_minor": 3000}
+            kept = web.call("POST", "/v1/outcomes", scope="reward", json=event)
+            assert kept.status_code == 202, kept.get_data(as_text=True)
+    return right / visits
+
+
+def test_two_customer_types_get_the_arms_that_they_want(web: Web) -> None:
+    campaign = web.loop.launch(
+        objective="conversion", policy={"name": "linear_thompson"}, features=FEATURES
+    )
+    rng = random.Random(3)
+    shares = []
+    for _ in range(6):
+        shares.append(_serve(web, rng, 80))
+        web.loop.carry()
+        assert web.loop.learn(campaign) is not None
+        web.loop.carry()
+    assert shares[0] < 0.6
+    assert shares[-1] > 0.75
+    found = verify(web.engine, "spring", sample=60)
+    assert found.holds
+    assert found.replayed == 60
+    with transaction(web.engine) as session:
+        contexts = set(map(tuple, session.scalars(select(Decision.context))))
+        assert {context[:2] for context in contexts} == {(4096, 0), (0, 4096)}
+        # The replay depends on the logged context: another one gives another simplex.
+        newest = session.scalars(select(Decision).order_by(Decision.position.desc())).first()
+        assert newest is not None
+        assert replay(session, newest.id).same
+        newest.context = [newest.context[1], newest.context[0], *newest.context[2:]]
+        session.flush()
+        assert not replay(session, newest.id).same
+        session.rollback()
+
+
+def test_attributes_that_are_missing_or_bad_become_defaults() -> None:
+    plan = definition(features=FEATURES)
+    one = features.ONE
+    assert plan.feature_width == 4
+    assert encode(plan, {}) == (0, 0, 0, 0)
+    assert encode(plan, {"channel": "web", "visits": 15, "member": True}) == (0, one, one, one)
+    bad = {"channel": 7, "visits": "many", "member": "yes"}
+    assert encode(plan, bad) == (0, 0, 0, 0)
+    assert encode(plan, {"visits": True}) == encode(plan, {"visits": 10**400}) == (0, 0, 0, 0)
+    assert encode(plan, {"visits": float("nan")}) == (0, 0, 0, 0)
+    assert encode(plan, {"visits": 10**9})[2] == 65_535, "cut off, not refused"
+    assert encode(definition(), {"visits": 3}) == ()
+
+
+def test_a_context_is_told_by_name_and_value() -> None:
+    plan = definition(features=FEATURES)
+    words = told(plan, encode(plan, {"channel": "web", "visits": 15}))
+    assert words == [("Channel", "web"), ("Visits", "15"), ("Member", "no")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "remedy"),
+    [
+        ({"policy": {"name": "linear_ucb"}}, "policy", "declare some in features"),
+        ({"features": [FEATURES[0], FEATURES[0]]}, "features", "remove one"),
+        ({"features": [FEATURES[1] | {"scale": 0}]}, "features[0].scale", "greater than 0"),
+        ({"features": [FEATURES[1] | {"scale": "wide"}]}, "features[0].scale", "number"),
+        ({"features": [FEATURES[0] | {"values": ["a", "a"]}]}, "features[0].values", "twice"),
+        ({"features": [FEATURES[0] | {"values": []}]}, "features[0].values", "at least 1"),
+        ({"features": [{"kind": "text", "key": "a", "name": "A"}]}, "features[0]", "number"),
+        ({"features": [FEATURES[2] | {"key": f"k{n}"} for n in range(65)]}, "features", "64"),
+    ],
+)
+def test_a_wrong_feature_is_refused_by_name_with_the_remedy(
+    web: Web, changes: dict[str, Any], field: str, remedy: str
+) -> None:
+    reply = web.call("POST", "/v1/campaigns", json=DEFINITION | changes)
+    assert field in fields(reply)
+    assert remedy in reply.get_data(as_text=True)
+
+
+def test_features_are_frozen_at_launch(web: Web) -> None:
+    web.loop.launch(features=FEATURES)
+    body = definition(features=FEATURES[:1]).model_dump(mode="json")
+    reply = web.call("PUT", "/v1/campaigns/spring", json=body, headers={"If-Match": '"1"'})
+    assert fields(reply) == ["features"]
+    other = definition(features=FEATURES, policy={"name": "linear_ucb"}).model_dump(mode="json")
+    reply = web.call("PUT", "/v1/campaigns/spring", json=other, headers={"If-Match": '"1"'})
+    assert fields(reply) == ["policy"]
