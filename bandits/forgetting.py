@@ -79,7 +79,8 @@ def wrap(
         raise ValueError("half_life must be above 0 and kept in [0, 1]")
     space = named(backend)
     xp, empty = space.xp, base.init()
-    kind = _kind(type(empty))
+    base_kind: Any = type(empty)
+    kind = _kind(base_kind)
 
     def init() -> State:
         ring = (xp.zeros((buckets, *np.shape(field)), dtype=xp.int64) for field in empty)
@@ -95,7 +96,7 @@ def wrap(
 
     def believe(state: State) -> Belief:
         weight = _weights(state, half_life=half_life, window=window, kept=kept, xp=xp)
-        return base.believe(type(empty)(*(_weighted(weight, f, xp) for f in state[:-2])))
+        return base.believe(base_kind(*(_weighted(weight, f, xp) for f in state[:-2])))
 
     return Policy(base.name, init, update, believe, base.probabilities)
 
@@ -138,7 +139,7 @@ def negate(state: State) -> State:
 
 
 @functools.cache
-def _kind(base: type[Any]) -> Any:
+def _kind(base: Any) -> Any:
     """The named tuple of a bucketed state: one type per base, so that states compare by type."""
     fields: list[str] = [*base._fields, "bucket", "since"]
     return namedtuple(f"Bucketed{base.__name__}", fields)
