@@ -21,6 +21,7 @@ never accumulates over more than that.
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 from bandits.backend import numpy_backend
 from bandits.features import ONE
@@ -40,7 +41,7 @@ class OnlineLinUCB:
     """
 
     def __init__(
-        self, *, arms: int, features: int, alpha: float = 1.5, refresh: float = 0.2
+        self, *, arms: int, features: int, alpha: float = 1.5, refresh: float = 0.5
     ) -> None:
         """Start with nothing learnt.
 
@@ -132,9 +133,9 @@ class OnlineLinUCB:
         wide = np.column_stack([exact, high, reward - (high << 15)]).astype(np.float64)
         # Products of a batch stay below 2**53, where float64 is exact: see regressors/linear.py.
         for begin in range(0, len(arm), 1 << 20):
-            part = slice(begin, begin + (1 << 20))
-            for one in np.unique(arm[part]):
-                mine = wide[part][arm[part] == one]
+            part = wide[begin : begin + (1 << 20)]
+            for one in np.unique(arm[begin : begin + (1 << 20)]):
+                mine = part[arm[begin : begin + (1 << 20)] == one]
                 product = (mine[:, :-2].T @ mine).astype(np.int64)
                 sums.gram[one] += product[:, :-2]
                 sums.moment[one] += (product[:, -2] << 15) + product[:, -1]
@@ -143,7 +144,8 @@ class OnlineLinUCB:
         if self.rows >= self._due:
             self._believe()
         else:
-            self._settle()
+            for one in np.unique(arm):
+                self._settle(one)
 
     def _take(self, x: Floats) -> None:
         """Quantise one context into the buffers that are kept for it."""
@@ -186,13 +188,17 @@ class OnlineLinUCB:
         self._precision = float(belief.precision)
         self._due = max(self.rows + 1, int(self.rows * (1.0 + self._growth)))
 
-    def _settle(self) -> None:
-        """Every arm from the sums, at the prior and noise of the last belief."""
-        width = self._sums.gram.shape[1]
-        gram = self._sums.gram * 2.0**-24 + self._precision * np.eye(width)
-        self._set(np.linalg.inv(gram))
-        moment = self._sums.moment * (1.0 / ONE)
-        self._mean = (self._covariance @ moment[..., None])[..., 0]
+    def _settle(self, arm: int) -> None:
+        """One arm from its sums, at the prior and noise of the last belief."""
+        gram = self._sums.gram[arm] * 2.0**-24
+        every = len(gram) + 1
+        gram.reshape(-1)[::every] += self._precision
+        factor, _ = lapack.dpotrf(gram, lower=1, clean=1)
+        half, _ = lapack.dpotri(factor, lower=1)
+        covariance = self._covariance[arm]
+        np.add(half, half.T, out=covariance)
+        covariance.reshape(-1)[::every] *= 0.5
+        self._mean[arm] = covariance @ self._sums.moment[arm] * (1.0 / ONE)
 
     def _set(self, covariance: Floats) -> None:
         """Keep the arms' covariances, and the same memory as rows for one product with all."""
