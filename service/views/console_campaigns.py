@@ -361,7 +361,7 @@ def _usable(values: forms.Values) -> forms.Values:
     return filled
 
 
-_RELIED_ON = ("currency", "key", "name", "objective", "policy-kept", "policy-options")
+_RELIED_ON = ("currency", "key", "name", "objective", "policy-kept", "policy-options", "features")
 
 
 def _overridden(values: forms.Values) -> list[bool]:

@@ -234,9 +234,18 @@ def _document(reader: Reader, key: str | None) -> dict[str, Any]:
         "arms": arms,
         "default_arm": arms[default]["key"] if default < len(arms) else "",
         "segments": _segments(reader, [arm["key"] for arm in arms]),
+        "features": _features(reader),
         "objective": reader.text("objective", "profit"),
     }
     return document | _policy(reader) | _guardrails(reader)
+
+
+def _features(reader: Reader) -> Any:
+    """Return the features that the page carries along: they are declared through the API."""
+    try:
+        return json.loads(reader.text("features", "[]") or "[]")
+    except ValueError:
+        return reader.text("features")
 
 
 def _arm(reader: Reader, row: int) -> dict[str, Any]:
@@ -488,6 +497,7 @@ def fill(definition: CampaignDefinition) -> Values:
         "zone": definition.zone,
         "starts_at": local_time(definition.starts_at, definition.zone),
         "ends_at": local_time(definition.ends_at, definition.zone),
+        "features": json.dumps([one.model_dump(mode="json") for one in definition.features]),
         "objective": definition.objective,
         "default_arm": str(definition.default_index),
         "arms-count": str(len(definition.arms)),

@@ -526,3 +526,14 @@ def test_the_bundle_is_built_once(tmp_path: Path) -> None:
     first = built.stat().st_mtime_ns
     assert bundle.path(tmp_path / "cache").stat().st_mtime_ns == first
     assert built.name.startswith(bundle.name())
+
+
+def test_a_form_keeps_the_features_that_it_does_not_show() -> None:
+    features = [
+        {"kind": "number", "key": "visits", "name": "Visits", "scale": 5},
+        {"kind": "category", "key": "channel", "name": "Channel", "values": ["app", "web"]},
+    ]
+    plan = definition(features=features)
+    assert forms.check(forms.fill(plan), key=plan.key).definition == plan
+    damaged = forms.fill(plan) | {"features": "[{"}
+    assert "features" in forms.check(damaged, key=plan.key).errors
