@@ -126,8 +126,9 @@ def joined(log: list[Batch]) -> Batch:
     contexts = Contexts(
         *(np.concatenate([getattr(b.contexts, f) for b in log]) for f in Contexts._fields)
     )
-    rest = (np.concatenate([getattr(b, f) for b in log]) for f in Batch._fields[1:])
-    return Batch(contexts, *rest)
+    names = [name for name in Batch._fields[1:] if getattr(log[0], name) is not None]
+    rest = {name: np.concatenate([getattr(one, name) for one in log]) for name in names}
+    return Batch(contexts, **rest)
 
 
 def filled(batch: Batch) -> Batch:
