@@ -102,8 +102,10 @@ def wrap(
 
 
 def fits(base: Policy) -> bool:
-    """Whether all that a policy learns is int64 sums."""
-    return base.retrain is None and all(np.dtype(f.dtype) == np.int64 for f in base.init())
+    """Whether all that a policy learns is int64 sums, which begin at 0."""
+    return base.retrain is None and all(
+        np.dtype(field.dtype) == np.int64 and not np.any(field) for field in base.init()
+    )
 
 
 def now(state: State) -> Array:
