@@ -413,9 +413,9 @@ class PolicyChoice(Document):
 DAY = 86_400
 MAX_WIDTH = 256
 POLICY_FOR = {
-    "profit": "thompson_profit",
+    "profit": "thompson_hierarchical",
     "revenue": "thompson_gaussian",
-    "conversion": "thompson_beta",
+    "conversion": "thompson_hierarchical",
 }
 
 

@@ -35,6 +35,13 @@ class Option(NamedTuple):
     help: str
     choices: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a choice's default is its word, an infinite bound is null."""
+        plain = {name: _finite(value) for name, value in self._asdict().items()}
+        if self.kind == "choice" and self.default is not None:
+            plain["default"] = self.choices[int(self.default)]
+        return plain | {"choices": list(self.choices)}
+
 
 class PolicySpec(NamedTuple):
     """A policy's name, explanation and options.
@@ -64,12 +71,10 @@ class PolicySpec(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for an API or a form."""
-        entries = [option._asdict() for option in self.options]
-        return {
-            **self._asdict(),
-            "objectives": list(self.objectives),
-            "options": [{k: _finite(v) for k, v in entry.items()} for entry in entries],
-        }
+        entries = [option.as_dict() for option in self.options]
+        plain = self._asdict() | {"objectives": list(self.objectives), "options": entries}
+        del plain["hosted"]  # how it is computed is nobody's choice
+        return plain
 
 
 def checked(

@@ -151,7 +151,7 @@ def definition(fit: Fit, key: str) -> dict[str, Any]:
         "default_arm": "none",
         "segments": list(SEGMENTS),
         "objective": "profit",
-        "policy": {"name": "thompson_profit"},
+        "policy": {"name": "thompson_hierarchical"},
         "floor": 0.01,
         "holdout": 0.05,
         "attribution_seconds": 7 * 86_400,

@@ -336,7 +336,9 @@ def _form(
         kinds=list(forms.KINDS.items()),
         operators=forms.OPERATORS,
         objectives=OBJECTIVES,
-        policies=_policies(filled.get("policy", "auto")),
+        policies=_policies(
+            filled.get("policy", "auto"), contextual=filled.get("features", "") not in ("", "[]")
+        ),
         overridden=_overridden(filled),
         tiers_shown=forms.tiers_shown,
         zones=sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone),
@@ -361,6 +363,8 @@ def _usable(values: forms.Values) -> forms.Values:
     return filled
 
 
+CONTEXTUAL = ("linear_thompson", "linear_ucb", "squarecb", "fastcb")
+"""The contextual policies that campaigns can run: they need features, and no retraining."""
 _RELIED_ON = ("currency", "key", "name", "objective", "policy-kept", "policy-options", "features")
 
 
@@ -375,7 +379,8 @@ def _overridden(values: forms.Values) -> list[bool]:
     ]
 
 
-def _policies(chosen: str) -> list[dict[str, Any]]:
+def _policies(chosen: str, *, contextual: bool) -> list[dict[str, Any]]:
+    """Return the usual choice and the others that this campaign could take."""
     usual = {
         "name": "auto",
         "title": "Learn and earn (recommended)",
@@ -383,8 +388,14 @@ def _policies(chosen: str) -> list[dict[str, Any]]:
         " (Thompson sampling).",
         "options": [],
     }
-    shown = [name for name in policies.NAMES if "thompson" not in name or name == chosen]
-    return [usual, *(_policy(name) for name in shown)]
+    fitting = [
+        one.name
+        for one in policies.catalogue()
+        if (contextual and one.name in CONTEXTUAL)
+        or (not one.contextual and "thompson" not in one.name)
+        or one.name == chosen
+    ]
+    return [usual, *(_policy(name) for name in fitting)]
 
 
 def _policy(name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import pydantic
 
 from bandits import policies
+from bandits.policies import time_options
 from service.definition import MAX_MINOR, CampaignDefinition, Offer
 from service.errors import FieldError, Invalid
 from service.models import KEY_PATTERN
@@ -394,7 +395,11 @@ def options_of(policy: str) -> list[policies.Option]:
     """Return the options of a policy that the form can show: those that are one number."""
     if policy not in policies.NAMES:
         return []
-    return [option for option in policies.describe(policy).options if option.kind == "number"]
+    return [
+        option
+        for option in policies.describe(policy).options
+        if option.kind == "number" and option.name not in time_options.NAMES
+    ]
 
 
 def _guardrails(reader: Reader) -> dict[str, Any]:

@@ -13,6 +13,14 @@ OBJECTIVES = {
     "conversion": "the number of customers who buy, whatever the discounts cost",
 }
 POLICIES = {
+    "thompson_hierarchical": (
+        "Barter learns how sales rise with the discount and lets segments learn from each other,"
+        " so customers move towards the offers that do best as fast as the evidence allows."
+    ),
+    "linear_thompson": (
+        "Barter learns how each offer's result changes with the features below, and chooses for"
+        " each customer accordingly."
+    ),
     "thompson_profit": (
         "Barter shifts customers towards the offers that earn more, as fast as the evidence allows."
     ),

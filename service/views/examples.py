@@ -83,7 +83,7 @@ CAMPAIGN: Example = {
                 }
             ],
             "objective": "profit",
-            "policy": {"name": "thompson_profit", "options": {}},
+            "policy": {"name": "thompson_hierarchical", "options": {}},
             "holdout": 0.05,
             "floor": 0.02,
         },

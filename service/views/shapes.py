@@ -496,12 +496,13 @@ class PolicyOption(Document):
     """One option of a policy."""
 
     name: str
-    kind: Literal["number", "per_arm", "per_segment_arm"]
-    default: float | None
+    kind: Literal["number", "choice", "per_arm", "per_segment_arm"]
+    default: float | str | None
     minimum: float | None
     maximum: float | None
     open: bool = Field(description="Whether the minimum itself is excluded.")
     help: str
+    choices: tuple[str, ...] = Field(description="The words that a choice is made from.")
 
 
 class PolicyReply(Document):
@@ -513,6 +514,8 @@ class PolicyReply(Document):
     objectives: tuple[str, ...]
     randomised: bool
     options: tuple[PolicyOption, ...]
+    contextual: bool = Field(description="Whether it decides by the campaign's features.")
+    pooled: bool = Field(description="Whether segments learn from each other.")
 
 
 class PolicyList(Document):

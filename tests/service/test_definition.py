@@ -79,9 +79,9 @@ def test_the_objective_chooses_a_policy_that_learns_it() -> None:
         for objective in ("profit", "revenue", "conversion")
     }
     assert chosen == {
-        "profit": "thompson_profit",
+        "profit": "thompson_hierarchical",
         "revenue": "thompson_gaussian",
-        "conversion": "thompson_beta",
+        "conversion": "thompson_hierarchical",
     }
 
 

@@ -79,7 +79,11 @@ def run(fit: Fit, *, seed: int, decisions: int) -> float:
     truth, (segments, arms) = fit.world, fit.world.conversion.shape
     value = np.round(fit.typical_minor * (truth.margin_rate - truth.percent / 100))
     policy = policies.make(
-        "thompson_profit", arms=arms, segments=segments, value=[value.tolist()] * segments
+        "thompson_hierarchical",
+        arms=arms,
+        segments=segments,
+        value=[value.tolist()] * segments,
+        depth=[(truth.percent / 100).tolist()] * segments,
     )
     visits = simulate.visits(seed, decisions, segment_of_unit=fit.segment, weight=fit.weight)
     state, regret, split = policy.init(), 0.0, 0.0
@@ -87,7 +91,7 @@ def run(fit: Fit, *, seed: int, decisions: int) -> float:
     every = Contexts(np.arange(segments, dtype=np.int32), np.zeros((segments, 0), np.int64))
     for start in range(0, decisions, BATCH):
         some = simulate.some(visits, slice(start, start + BATCH))
-        table = np.asarray(policy.probabilities(state, every, mask))
+        table = np.asarray(policy.probabilities(policy.believe(state), every, mask))
         chances = np.asarray(simplex.guard(table, mask, floor=0.01))[some.segment]
         u = sampling.uniforms(f"seed-{seed}", map(str, range(start, start + BATCH)))
         arm = sampling.draws(chances, u).astype(np.int64)

@@ -44,7 +44,7 @@ def state(loop: Loop, campaign: int) -> ArmSums:
         row = connection.execute(queries.newest_snapshot(campaign)).one()
         place = Place(row.decision_position, row.outcome_position)
         again = rebuild(connection, campaign, place)
-    learnt = artefact.from_bytes(row.state, like=again)
+    learnt: ArmSums = artefact.from_bytes(row.state, like=again)
     assert row.digest == artefact.digest(learnt) == artefact.digest(again)
     return learnt
 

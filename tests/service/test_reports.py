@@ -31,8 +31,12 @@ SEED = bytes(range(32))
 
 
 def definition(**changes: Any) -> CampaignDefinition:
-    """Three offers, two segments, profit, a holdout of a tenth."""
+    """Three offers, two segments, profit, a holdout of a tenth.
+
+    Independent arms: what reports say of time and certainty hangs on how much each arm is served.
+    """
     document: dict[str, Any] = {
+        **({} if "objective" in changes else {"policy": {"name": "thompson_profit"}}),
         "key": "spring",
         "name": "Spring sale",
         "currency": "EUR",
@@ -493,6 +497,7 @@ def test_decisions_of_earlier_revisions_are_found_by_key(session: Session) -> No
 @pytest.mark.parametrize(
     ("objective", "policy"),
     [
+        ("profit", "thompson_hierarchical"),
         ("profit", "thompson_profit"),
         ("profit", "thompson_gaussian"),
         ("profit", "fixed_split"),
