@@ -296,15 +296,26 @@ def _sample(
         size = (int(parts[g]), *x.shape[:2])
         noise = rng.normal(size=(size[0], fitted.shared.shape[1]))
         shared = fitted.shared[g] + noise @ fitted.root[g].T
-        left = fitted.pull[g] - np.einsum("sbf,mb->msf", fitted.cross[g], shared)
-        beta = np.einsum("sfh,msh->msf", fitted.own[g], left)
+        moved: Floats = np.tensordot(shared, fitted.cross[g], axes=(1, 1))
         root = np.linalg.cholesky(fitted.own[g])
-        beta += np.einsum("sfh,msh->msf", root, rng.normal(size=beta.shape))
+        noise = rng.normal(size=moved.shape)
+        beta = _applied(fitted.own[g], fitted.pull[g] - moved) + _applied(root, noise)
         beta += shared[:, None, :width] + scales.centre
-        line = np.einsum("saf,msf->msa", x, beta) + shared[:, None, width:]
+        line = _applied(x, beta) + shared[:, None, width:]
         square = (1.0 - SHARED) * scales.residual[g] ** 2
         kept = 1.0 / (1.0 + square * weight[g])
         spread = np.sqrt(square * kept)
         out.append(line * kept + seen[g] * (1.0 - kept) + spread * rng.normal(size=size))
     drawn: Floats = np.concatenate(out)
     return drawn[rng.permutation(count)]
+
+
+def _applied(matrix: Floats, vectors: Floats) -> Floats:
+    """``matrix`` (S, N, F) times each of ``vectors`` (M, S, F): (M, S, N).
+
+    Written out over F, which is 1 or 2: several times as fast as einsum there.
+    """
+    out: Floats = matrix[..., 0] * vectors[..., 0, None]
+    for f in range(1, vectors.shape[-1]):
+        out += matrix[..., f] * vectors[..., f, None]
+    return out
