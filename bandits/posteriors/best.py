@@ -9,6 +9,10 @@ through the nodes (a constant NODES x NODES matrix). That spares every incomplet
 it is faster than scipy's, and JAX's (which is wrong in the seventh digit) is not needed, so both
 backends compute the same numbers and the code lowers for any accelerator.
 
+The cuts of all arms together make work that grows with the square of their number. Beyond ``FEW``
+arms a fixed number of cuts is shared by all, placed where the arms that can be best change most
+(:func:`_shared_cuts`): time and memory are then linear in the arms.
+
 Normalisation: each ``F_j`` is divided by its own total. The raw sum ``Σ p_k`` then equals 1 up to
 the error of the quadrature, and is the check of it: within ``RAW_TOLERANCE`` the result is divided
 by its sum; otherwise (never seen on the tested range) the row falls back to equal shares of the
@@ -37,6 +41,18 @@ RAW_TOLERANCE = 1e-6
 #: steps are short so that algebraic tails (Student t, Beta with b < 1 against a better payer) keep
 #: a bounded ratio within a panel. Outside lies 1e-10 of an arm's mass.
 LEVELS = np.array([0.0, 0.8, 1.6, 2.4, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5])
+
+#: Up to so many arms, the line is cut at the quantiles of all; the work grows with their square.
+FEW = 32
+
+#: Cuts of every arm's own where there are more: twice as many, and somewhat further out, because
+#: what is missing from one arm's distribution counts as often as there are arms.
+FINE = np.sort(np.concatenate([LEVELS, (LEVELS[1:] + LEVELS[:-1]) / 2, [6.75, 7.0]]))
+
+#: The cuts that more arms share start from those of so many, the likely best, and are moved so many
+#: times; the logarithm of how likely the best may be to lie below the first of them.
+TOP, ROUNDS, LEAST_LOG = 6, 6, -30.0
+PANELS = TOP * len(FINE) - 1
 
 #: Elements (rows x arms x nodes) that the numpy path holds at a time: stay within the cache.
 _CHUNK = 1 << 20
@@ -147,7 +163,8 @@ def _raw_beta(
     """Integrates over v = logit(y / max value), in which the tails of every arm are exponential."""
     xp = backend.xp
     a, b = xp.where(mask, a, 1.0), xp.where(mask, b, 1.0)
-    edges = xp.log(a / b)[..., None] + _logit_offsets(xp, a, b)
+    levels = _levels(mask)
+    edges = xp.log(a / b)[..., None] + _logit_offsets(xp, a, b, levels)
     if value is None:
         ratio = None
     else:
@@ -155,27 +172,27 @@ def _raw_beta(
         ratio = xp.where(mask, value / value.max(axis=-1, keepdims=True), 1.0)
         beyond = (1.0 - ratio)[..., None] * xp.exp(edges)
         edges = edges + xp.log(ratio)[..., None] - xp.log1p(beyond)
-    middle = edges[..., len(LEVELS) - 1]
-    peak = _log_beta(xp, a, b, ratio, middle[:, None, :], diagonal=True)
+    middle = edges[..., len(levels) - 1]
+    peak = _log_beta(xp, a, b, ratio, middle[..., None])
+    mode = _log_beta(xp, a, b, None, xp.log(a / b)[..., None])
 
     def density(v: Array) -> Array:
-        return xp.exp(_log_beta(xp, a, b, ratio, v) - peak[..., None])
+        return xp.exp(_log_beta(xp, a, b, ratio, v) - peak)
 
-    return _integrate(backend, density, edges, mask)
+    def level(v: Array) -> Array:
+        if ratio is not None:
+            rest = 1.0 - (1.0 / ratio - 1.0)[..., None] * xp.exp(v)
+            v = v - xp.log(ratio)[..., None] - xp.log(xp.maximum(rest, 1e-300))
+        drop = mode - _log_beta(xp, a, b, None, v)
+        return xp.sign(v - xp.log(a / b)[..., None]) * xp.sqrt(2.0 * xp.maximum(drop, 0.0))
+
+    return _integrated(backend, density, level, edges, mask)
 
 
-def _log_beta(
-    xp: Array, a: Array, b: Array, ratio: Array | None, v: Array, *, diagonal: bool = False
-) -> Array:
-    """Log density, up to a constant, of v (R, N) for each arm: (R, A, N).
-
-    With ``diagonal`` v is (R, 1, A) and arm k is evaluated at its own v only: (R, A).
-    """
-    if diagonal:
-        v = v[:, 0, :]
-    else:
-        a, b, v = a[..., None], b[..., None], v[:, None, :]
-        ratio = None if ratio is None else ratio[..., None]
+def _log_beta(xp: Array, a: Array, b: Array, ratio: Array | None, v: Array) -> Array:
+    """Log density, up to a constant, of v (R, A or 1, N) for each arm: (R, A, N)."""
+    a, b = a[..., None], b[..., None]
+    ratio = None if ratio is None else ratio[..., None]
     tail = xp.log1p(xp.exp(-xp.abs(v)))
     out = -a * (xp.maximum(-v, 0.0) + tail) - b * (xp.maximum(v, 0.0) + tail)
     if ratio is None:
@@ -186,9 +203,9 @@ def _log_beta(
     return xp.where(inside, out + (b - 1.0) * xp.log1p(-xp.where(inside, over, 0.0)), -xp.inf)
 
 
-def _logit_offsets(xp: Array, a: Array, b: Array) -> Array:
-    """Where the log density of logit θ has fallen by LEVELS²/2 from its mode: (R, A, Q)."""
-    drop = xp.asarray(LEVELS[1:] ** 2 / 2)
+def _logit_offsets(xp: Array, a: Array, b: Array, levels: Array) -> Array:
+    """Where the log density of logit θ has fallen by levels²/2 from its mode: (R, A, Q)."""
+    drop = xp.asarray(levels[1:] ** 2 / 2)
     a, b = a[..., None], b[..., None]
     left, right = _fall(xp, b, a, drop), _fall(xp, a, b, drop)
     return xp.concatenate([-xp.flip(left, axis=-1), xp.zeros_like(a), right], axis=-1)
@@ -215,16 +232,39 @@ def _raw_student(backend: Backend, mean: Array, scale: Array, freedom: Array, ma
     mean, scale = xp.where(mask, mean, 0.0), xp.where(mask, scale, 1.0)
     # The exponent is finite at freedom 1e15, where t and Gaussian agree to the last digit.
     nu = xp.minimum(xp.where(mask, freedom, 1e15), 1e15)
-    levels = np.concatenate([-LEVELS[:0:-1], LEVELS])
+    half = _levels(mask)
+    levels = np.concatenate([-half[:0:-1], half])
     bent = xp.asarray(levels) * ((8.0 * nu + 3.0) / (8.0 * nu + 1.0))[..., None]
     reach = xp.sqrt(nu[..., None] * xp.expm1(bent**2 / nu[..., None]))
     edges = mean[..., None] + scale[..., None] * xp.sign(bent) * reach
 
     def density(y: Array) -> Array:
-        t = (y[:, None, :] - mean[..., None]) / scale[..., None]
+        t = (y - mean[..., None]) / scale[..., None]
         return xp.exp(-0.5 * (nu[..., None] + 1.0) * xp.log1p(t * t / nu[..., None]))
 
-    return _integrate(backend, density, edges, mask)
+    def level(y: Array) -> Array:
+        t = (y - mean[..., None]) / scale[..., None]
+        return xp.sign(t) * xp.sqrt(nu[..., None] * xp.log1p(t * t / nu[..., None]))
+
+    return _integrated(backend, density, level, edges, mask)
+
+
+def _levels(mask: Array) -> Array:
+    """The abscissae above the middle at which arms are cut."""
+    return LEVELS if mask.shape[1] <= FEW else FINE
+
+
+def _integrated(
+    backend: Backend,
+    density: Callable[[Array], Array],
+    level: Callable[[Array], Array],
+    edges: Array,
+    mask: Array,
+) -> Array:
+    """By every arm's cuts where arms are few, else by cuts that all arms share."""
+    if mask.shape[1] <= FEW:
+        return _integrate(backend, density, edges, mask)
+    return _integrate_shared(backend, density, level, edges, mask)
 
 
 def _integrate(
@@ -239,7 +279,7 @@ def _integrate(
     width = cuts[:, 1:] - cuts[:, :-1]
     panels = width.shape[1]
     points = cuts[:, :-1, None] + width[..., None] * xp.asarray(_RULE.nodes)
-    f = density(points.reshape(rows, -1)).reshape(rows, arms, panels, NODES)
+    f = density(points.reshape(rows, 1, -1)).reshape(rows, arms, panels, NODES)
     f = f * width[:, None, :, None]
     within = f @ xp.asarray(_RULE.inner.T)
     whole = f @ xp.asarray(_RULE.weights)
@@ -251,6 +291,95 @@ def _integrate(
     product = xp.prod(below, axis=1, keepdims=True)
     mass = (f * (product / below)).sum(axis=2) @ xp.asarray(_RULE.weights)
     return xp.where(mask, mass / total[..., 0], 0.0)
+
+
+def _integrate_shared(
+    backend: Backend,
+    density: Callable[[Array], Array],
+    level: Callable[[Array], Array],
+    edges: Array,
+    mask: Array,
+) -> Array:
+    """As :func:`_integrate`, with ``PANELS`` panels whatever the number of arms.
+
+    What an arm has in all, and below the first cut, comes from panels of its own; what it has
+    above is scaled to be the rest: a small error of every arm would be a large one of the product.
+    """
+    xp = backend.xp
+    rows, arms = mask.shape
+    cuts = _shared_cuts(backend, level, edges, mask)
+    total = _own(backend, density, edges)
+    first = _own(backend, density, xp.minimum(edges, cuts[:, None, :1])) / total
+    inner, weights = xp.asarray(_RULE.inner.T), xp.asarray(_RULE.weights)
+    pieces, above = [], xp.zeros((rows, arms))
+    step = max(1, _CHUNK // (arms * NODES))
+    for begin in range(0, PANELS, step):
+        part = cuts[:, begin : begin + step + 1]
+        width = part[:, 1:] - part[:, :-1]
+        points = part[:, :-1, None] + width[..., None] * xp.asarray(_RULE.nodes)
+        f = density(points.reshape(rows, 1, -1)).reshape(rows, arms, -1, NODES)
+        pieces.append(f * (width[:, None, :, None] / total[..., None, None]))
+        above = above + (pieces[-1] @ weights).sum(axis=-1)
+    scale = xp.where(above > 1e-9, (1.0 - first) / xp.maximum(above, 1e-9), 1.0)
+    through, mass = first, xp.zeros((rows, arms))
+    for piece in pieces:
+        f = piece * scale[..., None, None]
+        whole = f @ weights
+        ends = through[..., None] + xp.cumsum(whole, axis=-1)
+        below = (ends - whole)[..., None] + f @ inner
+        below = xp.where(mask[..., None, None], xp.clip(below, 1e-200, 1.0), 1.0)
+        product = xp.prod(below, axis=1, keepdims=True)
+        mass = mass + (f * (product / below)).sum(axis=2) @ weights
+        through = ends[..., -1]
+    return xp.where(mask, mass, 0.0)
+
+
+def _own(backend: Backend, density: Callable[[Array], Array], edges: Array) -> Array:
+    """The integral of every arm's density over its own panels, edges (R, A, Q): (R, A)."""
+    xp = backend.xp
+    rows, arms, count = edges.shape
+    width = edges[..., 1:] - edges[..., :-1]
+    points = edges[..., :-1, None] + width[..., None] * xp.asarray(_RULE.nodes)
+    f = density(points.reshape(rows, arms, -1)).reshape(rows, arms, count - 1, NODES)
+    return ((f @ xp.asarray(_RULE.weights)) * width).sum(axis=-1)
+
+
+def _shared_cuts(
+    backend: Backend, level: Callable[[Array], Array], edges: Array, mask: Array
+) -> Array:
+    """Where to cut for all arms at once: (R, PANELS + 1), ascending.
+
+    No arm that can be best may change much within a panel, in units of its own level (its
+    standardised distance from the middle). So the cuts are moved, a few times, to where the
+    greatest change of any arm is the same in every panel; and the first of them to where the best
+    arm is above it for certain.
+    """
+    xp = backend.xp
+    start = xp.where(mask, edges[..., 0], -xp.inf).max(axis=1)
+    end = xp.where(mask, edges[..., -1], -xp.inf).max(axis=1)
+    even = xp.asarray(np.linspace(0.0, 1.0, PANELS + 1))
+    middle = xp.where(mask, edges[..., edges.shape[-1] // 2], -xp.inf)
+    top = xp.argsort(middle, axis=1)[:, -TOP:, None]
+    theirs = xp.take_along_axis(edges[..., ::2], top, axis=1).reshape(len(mask), -1)
+    cuts = xp.sort(xp.clip(theirs, start[:, None], end[:, None]), axis=1)
+    cuts = xp.concatenate([start[:, None], cuts[:, 1:-1], end[:, None]], axis=1)
+    for _ in range(ROUNDS):
+        at = xp.clip(level(cuts[:, None, :]), -FINE[-1], FINE[-1])
+        at = xp.where(mask[..., None], at, FINE[-1])
+        change = (at[..., 1:] - at[..., :-1]).max(axis=1)
+        tail = 0.5 * xp.exp(-0.416 * at * at - 0.717 * xp.abs(at))
+        below = xp.log(xp.where(at < 0.0, tail, 1.0 - tail)).sum(axis=1)
+        counts = below[:, 1:] > LEAST_LOG
+        share = change / xp.maximum(change.sum(axis=1, keepdims=True), 1e-300)
+        need = xp.where(counts, share + 0.1 / PANELS, 0.0)
+        upto = xp.concatenate([xp.zeros((len(cuts), 1)), xp.cumsum(need, axis=1)], axis=1)
+        wanted = upto[:, -1:] * even
+        index = (upto[:, None, :] <= wanted[..., None]).sum(axis=-1) - 1
+        index = xp.clip(index, 0, PANELS - 1)
+        left, right = (xp.take_along_axis(cuts, index + one, axis=1) for one in (0, 1))
+        low, high = (xp.take_along_axis(upto, index + one, axis=1) for one in (0, 1))
+        cuts = left + (right - left) * ((wanted - low) / xp.where(high > low, high - low, 1.0))
+    return cuts
 
 
 def _settle(p: Array, mask: Array, backend: Backend) -> Array:
@@ -268,7 +397,8 @@ def _chunked(function: Callable[..., Array], arrays: tuple[Array, ...], backend:
         if np.dtype(array.dtype) != np.dtype(bool):
             require_double(array, what=f"the {what} argument")
     rows, arms = arrays[0].shape
-    size = max(1, _CHUNK // (arms * arms * 2 * len(LEVELS) * NODES))
+    panels = arms * 2 * len(LEVELS) if arms <= FEW else PANELS
+    size = max(1, _CHUNK // (arms * panels * NODES))
     if rows <= size:
         return function(*arrays)
     return backend.map_rows(function, arrays, size)

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+import tracemalloc
 from functools import partial
 from typing import Any
 
@@ -176,6 +177,77 @@ def test_many_rows_are_computed_in_pieces() -> None:
     space = backend.jax_backend()
     jax = space.jit(partial(best.beta, backend=space))(a, b, mask)
     np.testing.assert_allclose(together, np.asarray(jax), atol=1e-12)
+
+
+def _many(kind: str, arms: int, seed: int) -> tuple[Floats, ...]:
+    """Arms of widths from 1 to a millionth, tails down to Cauchy's, and ends inside the range."""
+    rng = np.random.default_rng(seed)
+    if kind == "student":
+        width = rng.choice([0.0, -1.0, -3.0, -6.0])
+        tails = [(6.0, 6.0), (1.5, 3.0), (0.3, 1.0), (0.0, 0.2)][seed % 4]
+        mean = rng.normal(size=(1, arms)) * rng.choice([0.1, 1.0, 10.0])
+        scale = 10 ** rng.uniform(width, 0, (1, arms))
+        return mean, scale, 10 ** rng.uniform(*tails, (1, arms))
+    trials = 10 ** rng.uniform(0, [1, 3, 6][seed % 3], (1, arms))
+    rate = np.minimum(rng.choice([0.01, 0.3]) * np.exp(0.3 * rng.normal(size=(1, arms))), 0.9)
+    value = 10 ** rng.uniform(0, 1 if kind == "value" else 0, (1, arms))
+    return 1 + trials * rate, 1 + trials * (1 - rate), value
+
+
+def _raw(kind: str, parameters: tuple[Floats, ...], mask: NDArray[np.bool_]) -> Floats:
+    one, two, three = parameters
+    p: Floats
+    if kind == "student":
+        p = best.raw_student(one, two, three, mask)
+    else:
+        p = best.raw(one, two, mask, value=None if kind == "beta" else three)
+    return p
+
+
+@pytest.mark.parametrize("kind", ["student", "beta", "value"])
+@pytest.mark.parametrize("arms", [best.FEW + 1, 120])
+def test_shared_cuts_give_what_every_arms_cuts_give(
+    kind: str, arms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(12):
+        parameters = _many(kind, arms, seed)
+        mask = np.random.default_rng(seed).random((1, arms)) < 0.9
+        shared = _raw(kind, parameters, mask)
+        with monkeypatch.context() as patch:
+            patch.setattr(best, "FEW", arms)
+            own = _raw(kind, parameters, mask)
+        assert np.abs(shared - own).max() <= 1e-6
+        assert abs(shared.sum() - 1) <= 1e-7
+        assert (shared[~mask] == 0).all()
+
+
+def test_many_arms_agree_on_jax() -> None:
+    mean, scale, freedom = _many("student", 40, 1)
+    mask = np.arange(40)[None, :] != 7
+    p = best.student(mean, scale, freedom, mask)
+    q = best.student(mean, scale, freedom, mask, backend=backend.jax_backend())
+    np.testing.assert_allclose(p, np.asarray(q), atol=1e-12)
+
+
+def test_time_and_memory_are_linear_in_the_arms() -> None:
+    """Four times the arms: well below the sixteen of a square, on a busy machine too."""
+    took, held = [], []
+    for arms in (1000, 4000):
+        parameters = _many("student", arms, 1)
+        mask = np.ones((1, arms), dtype=bool)
+        tracemalloc.start()
+        p = _raw("student", parameters, mask)
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert abs(p.sum() - 1) <= 1e-7
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            _raw("student", parameters, mask)
+            times.append(time.perf_counter() - start)
+        took.append(min(times))
+    assert took[1] < 8 * took[0]
+    assert held[1] < 5 * held[0]
 
 
 def test_ten_arms_take_about_a_millisecond() -> None:
