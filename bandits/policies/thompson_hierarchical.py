@@ -9,7 +9,7 @@ is a model of arms that resemble each other.
 The belief is M frozen joint draws of every arm's mean reward, made from the sums alone, always with
 the same noise. The simplex is the share of draws in which an arm is best: exact by construction.
 ``explore`` draws the draws together around their mean; at 1 it is Thompson's rule, and 0.5 lost
-less in every world that was tried (README.md, Figures).
+less on average in trials (README.md, Decisions, says how far they went).
 
 The draws are made on the host, in numpy, on either backend; arms and segments are put in an order
 that only their terms and sums decide, so a permutation of the campaign's arms permutes the simplex.

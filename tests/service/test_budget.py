@@ -27,7 +27,8 @@ LIMITED: dict[str, Any] = {
         {"key": "five", "name": "5.00 off", "offer": {"kind": "amount", "amount_minor": 500}},
     ],
     "budget_minor": 5_000,
-    "floor": 0.1,
+    # Equal shares: the budget is spent within a few dozen visits, whatever is drawn.
+    "policy": {"name": "fixed_split"},
 }
 
 
