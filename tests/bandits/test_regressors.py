@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from bandits import features, policies, sampling
 from bandits.backend import numpy_backend
-from bandits.regressors import linear, trees
+from bandits.regressors import linear, logistic, trees
 from bandits.types import Batch, Contexts
 
 SPACE = numpy_backend()
@@ -60,6 +60,78 @@ def test_the_evidence_finds_how_large_coefficients_are(size: float, expected: fl
 
     assert abs(free.noise / 300 - 1) < 0.05
     assert error(None) < 1.02 * min(error(expected / 30), error(expected), error(expected * 30))
+
+
+def test_ten_million_rows_leave_no_drift() -> None:
+    """A hundred batches of 100,000 rows, at the limits of rewards: the sums are Python's."""
+    rng = np.random.default_rng(5)
+    rows, times = 100_000, 100
+    x, arm = rng.normal(size=(rows, 3)), (np.arange(rows) % 2).astype(np.int32)
+    reward = rng.integers(-(10**9), 10**9 + 1, rows)
+    model = linear.regressor(arms=2, segments=1, features=3, space=SPACE, precision=2.0)
+    batch, state = _batch(x, arm, reward), model.init()
+    for _ in range(times):
+        state = model.update(state, batch)
+    assert state.trials.sum() == rows * times
+    exact = np.hstack([np.full((rows, 1), features.ONE), batch.contexts.features]).astype(object)
+    belief = model.believe(state)
+    for a in (0, 1):
+        mine, paid = exact[arm == a], reward[arm == a].astype(object)
+        gram, moment = mine.T @ mine * times, mine.T @ paid * times
+        np.testing.assert_array_equal(state.gram[a], gram.astype(np.int64))
+        np.testing.assert_array_equal(state.moment[a], moment.astype(np.int64))
+        curved = gram.astype(np.float64) / features.ONE**2 + 2.0 * np.eye(4)
+        theta = np.linalg.solve(curved, moment.astype(np.float64) / features.ONE)
+        np.testing.assert_allclose(belief.mean[a], theta, rtol=1e-9)
+        covariance = belief.root[a] @ belief.root[a].T
+        np.testing.assert_allclose(covariance @ curved, np.eye(4), atol=1e-9)
+
+
+def _clicks(rows: int, *, slope: float) -> tuple[Batch, NDArray[np.float64]]:
+    """Two arms whose log odds are linear in three features, and their true coefficients (2, 4)."""
+    rng = np.random.default_rng(6)
+    theta = np.array([[-2.0, slope, 0.0, -slope], [-1.0, 0.0, slope, 0.0]])
+    x, arm = rng.normal(size=(rows, 3)), rng.integers(0, 2, rows).astype(np.int32)
+    odds = np.einsum("bp,bp->b", np.hstack([np.ones((rows, 1)), x]), theta[arm])
+    return _batch(x, arm, (rng.random(rows) < 1 / (1 + np.exp(-odds))).astype(np.int64)), theta
+
+
+def test_logistic_arms_are_one_newton_step_from_the_maximum_where_effects_are_small() -> None:
+    batch, theta = _clicks(200_000, slope=0.2)
+    model = logistic.regressor(arms=2, segments=1, features=3, space=SPACE, precision=1.0)
+    belief = model.believe(model.update(model.init(), batch))
+    np.testing.assert_allclose(belief.mean, theta, atol=0.06)
+    x = np.hstack([np.ones((200_000, 1)), features.values(batch.contexts.features)])
+    for a in (0, 1):
+        mine = x[batch.arm == a]
+        p = 1 / (1 + np.exp(-mine @ belief.mean[a]))
+        curved = (mine * (p * (1 - p))[:, None]).T @ mine + np.eye(4)
+        covariance = belief.root[a] @ belief.root[a].T
+        np.testing.assert_allclose(np.diag(covariance @ curved), 1.0, atol=0.1)
+
+
+def test_logistic_arms_order_as_their_rates_and_read_conversions_not_rewards() -> None:
+    batch, theta = _clicks(20_000, slope=1.0)
+    model = logistic.regressor(arms=2, segments=1, features=3, space=SPACE)
+    state = model.update(model.init(), batch)
+    paid = model.update(model.init(), batch._replace(reward=batch.reward * 777))
+    for field, other in zip(state, paid, strict=True):
+        np.testing.assert_array_equal(field, other)
+    found = model.predict(model.believe(state), batch.contexts)
+    x = np.hstack([np.ones((20_000, 1)), features.values(batch.contexts.features)])
+    truth = x @ theta.T
+    clear = np.abs(truth[:, 0] - truth[:, 1]) > 0.5
+    assert np.mean((found.mean.argmax(axis=1) == truth.argmax(axis=1))[clear]) > 0.97
+
+
+def test_logistic_arms_never_tried_or_never_converting_stay_finite() -> None:
+    batch, _ = _clicks(500, slope=1.0)
+    for conversions in (batch.conversions * 0, batch.conversions * 0 + 1):
+        model = logistic.regressor(arms=3, segments=1, features=3, space=SPACE)
+        wide = batch._replace(conversions=conversions, simplex=np.full((500, 3), 1 / 3))
+        found = model.predict(model.believe(model.update(model.init(), wide)), batch.contexts)
+        assert np.isfinite(found.mean).all()
+        assert (found.scale > 0).all()
 
 
 def test_trees_predict_what_lightgbm_predicts() -> None:
@@ -124,6 +196,7 @@ def _regret(name: str, options: dict[str, str], *, seed: int, steps: int = 3000)
     [
         ("linear_thompson", {}, 0.45),
         ("linear_ucb", {}, 0.45),
+        ("logistic_thompson", {}, 0.45),
         ("trees_thompson", {}, 0.35),
         ("squarecb", {"regressor": "trees"}, 0.5),
         ("fastcb", {"regressor": "trees"}, 0.5),
