@@ -568,7 +568,11 @@ class CampaignDefinition(Document):
 
     def build_policy(self, backend: Literal["numpy", "jax"] = "numpy") -> Policy:
         """Return the policy that this definition names, for its arms and segments."""
-        wanted = {"thompson_profit": "profit", "thompson_beta": "conversion"}
+        wanted = {
+            "thompson_profit": "profit",
+            "thompson_beta": "conversion",
+            "logistic_thompson": "conversion",
+        }
         objective = wanted.get(self.policy.name, self.objective)
         if objective != self.objective:
             raise ValueError(f"{self.policy.name} needs the objective {objective}")

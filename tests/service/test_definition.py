@@ -61,6 +61,7 @@ def test_what_an_offer_costs(
         ),
         ({"floor": 0.4}, "floor: 3 arms leave at most 0.3333 each"),
         ({"objective": "revenue", "policy": {"name": "thompson_profit"}}, "objective profit"),
+        ({"policy": {"name": "logistic_thompson"}}, "objective conversion"),
         ({"policy": {"name": "oracle"}}, "policy"),
         ({"policy": {"name": "epsilon_greedy", "options": {"epsilon": 7}}}, "epsilon"),
         ({"arms": DEFINITION["arms"] + DEFINITION["arms"][:1]}, "keys must differ"),
