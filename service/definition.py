@@ -635,7 +635,9 @@ class CampaignDefinition(Document):
         if policy == "thompson_profit":
             return {"value": self.sale_values(basket)}
         if policy == "thompson_hierarchical":
-            terms: dict[str, Any] = {"depth": self.depths()}
+            # A gift may cost more than a basket: giving all of it away is as deep as depth goes.
+            depth = [[min(one, 1.0) for one in row] for row in self.depths()]
+            terms: dict[str, Any] = {"depth": depth}
             if self.objective != "conversion":
                 terms |= {"value": self.sale_values(basket), "gain": self.gains()}
             return terms

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from bandits import simplex
+from bandits.types import Contexts
 from service.definition import Offer
 from tests.loop import DEFINITION, definition
 
@@ -93,6 +96,28 @@ def test_a_segment_may_change_an_offer() -> None:
     assert plan.offer(1, 1).kind == "percentage"
     assert plan.profit_of_sale(0, 1, 1000) == 400
     assert plan.profit_of_sale(1, 1, 1000) == 300
+
+
+@pytest.mark.parametrize("objective", ["profit", "conversion"])
+@pytest.mark.parametrize(
+    "offer",
+    [
+        {"kind": "gift", "gift": "A mug", "cost_minor": 90_000},
+        {"kind": "free_shipping", "cost_minor": 90_000},
+        {"kind": "amount", "amount_minor": 90_000},
+        {"kind": "percentage", "percent": 100},
+    ],
+)
+def test_an_offer_may_cost_more_than_a_basket(offer: dict[str, Any], objective: str) -> None:
+    arms = [DEFINITION["arms"][0], {"key": "dear", "name": "Dear", "offer": offer}]
+    plan = definition(arms=arms, segments=[], objective=objective, default_arm="none")
+    policy = plan.build_policy()
+    contexts = Contexts(np.zeros(1, np.int32), np.zeros((1, 0), np.int64))
+    eligible = np.ones((1, 2), dtype=bool)
+    served = policy.probabilities(policy.believe(policy.init()), contexts, eligible)
+    simplex.check(served, eligible)
+    assert plan.policy.name == "thompson_hierarchical"
+    assert served[0, 0] > 0.5 or objective == "conversion"
 
 
 def test_the_hierarchical_policy_is_told_the_offers_terms() -> None:
