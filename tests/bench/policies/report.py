@@ -223,8 +223,13 @@ def _mean(parts: list[Measured]) -> Measured:
 # ---------------------------------------------------------------- figures
 
 
-def shown(measured: list[Measured]) -> list[Measured]:
-    """What a figure has room for: the three best of ours and of the peers, and the yardsticks."""
+def shown(task: Task, measured: list[Measured]) -> list[Measured]:
+    """What a figure has room for: the three best of ours and of the peers, and the yardsticks.
+
+    Uniform is left to the table, and greedy on the wheel too: next to them nothing can be told.
+    """
+    left_out = {"uniform", "greedy"} if task.measure == "share" else {"uniform"}
+    measured = [one for one in measured if one.name not in left_out]
     ours = [one for one in measured if one.kind == "barter"][:3]
     peers = [one for one in measured if one.kind == "peer"][:3]
     return ours + peers + [one for one in measured if one.kind == "yardstick"]
@@ -256,9 +261,7 @@ _COLOUR = {
 
 def _curves(task: Task, measured: list[Measured]) -> dict[str, Any]:
     values = []
-    for one in shown(measured):
-        if one.name == "uniform":
-            continue
+    for one in shown(task, measured):
         mean = np.mean(list(one.curve.values()), axis=0)
         values += [
             {"rows": at, "regret": round(float(lost), 2), "name": one.name, "kind": KINDS[one.kind]}
@@ -280,7 +283,7 @@ def _curves(task: Task, measured: list[Measured]) -> dict[str, Any]:
 
 
 def _intervals(task: Task, measured: list[Measured]) -> dict[str, Any]:
-    kept = {one.name for one in shown(measured)} - {"uniform"}
+    kept = {one.name for one in shown(task, measured)}
     values = [
         {
             "name": row.name,
