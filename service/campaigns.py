@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import audit
-from service.definition import CampaignDefinition, Segment
+from service.definition import AUTO, CampaignDefinition, Segment
 from service.eligibility import State, state_at
 from service.errors import (
     Conflict,
@@ -159,10 +159,24 @@ def frozen(
         found.append(FieldError("segments", f"keys, order and rules: {REMEDY}"))
     if before.features != wanted.features:
         found.append(FieldError("features", REMEDY))
-    elif not found and _layout(before) != _layout(wanted):
+    elif not found and not _follows(before, wanted):
         same = "the new policy keeps other sums than the old one"
         found.append(FieldError("policy", f"{same}, so it {REMEDY}"))
     return found
+
+
+def _follows(before: CampaignDefinition, wanted: CampaignDefinition) -> bool:
+    """Tell whether the wanted policy can go on: from the sums, or from a state of its own.
+
+    A policy that counts gets the latter where it takes over from ``auto`` (`service.auto`).
+    """
+    old, new = before.policy.name, wanted.policy.name
+    if new == AUTO and old in wanted.choices:
+        return _layout(before) == _layout(wanted.served_by(old))
+    if old == AUTO and new in before.choices:
+        return _layout(before.served_by(new)) == _layout(wanted)
+    counts = wanted.build_policy().retrain is None
+    return _layout(before) == _layout(wanted) or (old == AUTO and counts)
 
 
 def _layout(plan: CampaignDefinition) -> list[tuple[str, Any, str]]:

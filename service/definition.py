@@ -404,7 +404,10 @@ Feature = Annotated[NumberFeature | CategoryFeature | BooleanFeature, Field(disc
 
 
 class PolicyChoice(Document):
-    """Which policy chooses, with its options."""
+    """Which policy chooses, with its options.
+
+    ``auto`` begins with the usual policy and lets the log choose another (`service.auto`).
+    """
 
     name: Key
     options: dict[Key, float | int | str | bool | list[float]] = {}
@@ -417,6 +420,14 @@ POLICY_FOR = {
     "revenue": "thompson_gaussian",
     "conversion": "thompson_hierarchical",
 }
+AUTO = "auto"
+RIVALS = {
+    "profit": ("thompson_profit",),
+    "revenue": ("thompson_hierarchical",),
+    "conversion": ("thompson_beta",),
+}
+"""What ``auto`` may choose instead, the weaker assumption beside the stronger one."""
+RIVALS_BY_FEATURES = ("linear_thompson",)
 
 
 class CampaignDefinition(Document):
@@ -506,11 +517,25 @@ class CampaignDefinition(Document):
         self._limit_offers()
         if self.starts_at and self.ends_at and self.ends_at <= self.starts_at:
             raise ValueError("ends_at: must come after starts_at")
+        self._check_policy()
+        return self
+
+    def _check_policy(self) -> None:
+        if self.policy.name == AUTO and self.policy.options:
+            raise ValueError(
+                f"policy: auto has no options: leave out {min(self.policy.options)},"
+                " or name the policy that it belongs to"
+            )
+        if self.policy.name == AUTO and self.floor == 0:
+            raise ValueError(
+                "floor: must be above 0 with the policy auto, which compares policies by the"
+                " customers that every arm still gets; 0.01 is usual"
+            )
         try:
-            self.build_policy()
+            for name in self.choices:
+                (self.served_by(name) if self.policy.name == AUTO else self).build_policy()
         except ValueError as error:
             raise ValueError(f"policy: {error}") from None
-        return self
 
     def _limit_offers(self) -> None:
         """Make sure that a budget can be kept: every offer has a ceiling, the default is free."""
@@ -542,9 +567,21 @@ class CampaignDefinition(Document):
         return sum(feature.width for feature in self.features)
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The policies that may serve: the one named, or those of ``auto``, its first one first."""
+        if self.policy.name != AUTO:
+            return (self.policy.name,)
+        more = RIVALS_BY_FEATURES if self.features else ()
+        return (POLICY_FOR[self.objective], *RIVALS[self.objective], *more)
+
+    def served_by(self, policy: str) -> Self:
+        """Return this definition with a policy named, as its defaults are."""
+        return self.model_copy(update={"policy": PolicyChoice(name=policy)})
+
+    @property
     def contextual(self) -> bool:
-        """Whether the policy looks at the features."""
-        return policies.describe(self.policy.name).contextual
+        """Whether the policy (that of ``auto``: the first) looks at the features."""
+        return policies.describe(self.choices[0]).contextual
 
     @property
     def default_index(self) -> int:
@@ -567,34 +604,39 @@ class CampaignDefinition(Document):
         )
 
     def build_policy(self, backend: Literal["numpy", "jax"] = "numpy") -> Policy:
-        """Return the policy that this definition names, for its arms and segments."""
+        """Return the policy that this definition names, for its arms and segments.
+
+        For ``auto`` it is the one that it begins with; `service.snapshots.served` tells which one
+        a snapshot is of.
+        """
+        name = self.choices[0]
         wanted = {
             "thompson_profit": "profit",
             "thompson_beta": "conversion",
             "logistic_thompson": "conversion",
         }
-        objective = wanted.get(self.policy.name, self.objective)
+        objective = wanted.get(name, self.objective)
         if objective != self.objective:
-            raise ValueError(f"{self.policy.name} needs the objective {objective}")
-        if not self.features and self.policy.name in policies.NAMES and self.contextual:
+            raise ValueError(f"{name} needs the objective {objective}")
+        if not self.features and name in policies.NAMES and self.contextual:
             raise ValueError(
-                f"{self.policy.name} decides by features: declare some in features,"
+                f"{name} decides by features: declare some in features,"
                 f" or choose {POLICY_FOR[self.objective]}"
             )
         timed = time_options.NAMES & self.policy.options.keys()
         if timed:
             raise ValueError(f"{min(timed)}: campaigns do not learn per time bucket yet")
         policy = policies.make(
-            self.policy.name,
+            name,
             arms=len(self.arms),
             segments=len(self.segment_keys),
             features=self.feature_width,
             backend=backend,
-            **(self.prior_options(self.policy.name) | self.policy.options),
+            **(self.prior_options(name) | self.policy.options),
         )
         if policy.retrain is not None:
             raise ValueError(
-                f"{self.policy.name} must be retrained, which campaigns do not do yet:"
+                f"{name} must be retrained, which campaigns do not do yet:"
                 " choose linear_thompson or linear_ucb"
             )
         return policy

@@ -38,7 +38,7 @@ from service.definition import CampaignDefinition
 from service.models import Budget, Reward, Snapshot
 from service.outcomes import Credit, Event, credit, reward
 from service.queries import Log
-from service.snapshots import LiveCampaign
+from service.snapshots import LiveCampaign, served
 
 CHUNK = 20_000
 SIZES = (256, 2048, CHUNK)
@@ -87,8 +87,13 @@ def learn(engine: Engine, campaign_id: int, *, backend: Backend = "jax") -> Lear
 def rebuild(
     connection: Connection, campaign_id: int, place: Place, *, backend: Backend = "numpy"
 ) -> State:
-    """Return the state that the log up to a place adds up to, from nothing."""
-    state = _live(connection, campaign_id).definition.build_policy().init()
+    """Return the state that the log up to a place adds up to, from nothing.
+
+    It is that of the policy that the newest snapshot is of.
+    """
+    newest = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
+    plan = _live(connection, campaign_id, newest.state if newest else None).served
+    state = plan.build_policy().init()
     last = 0
     while True:
         rows = connection.execute(
@@ -98,7 +103,34 @@ def rebuild(
             return state
         last = rows[-1].position
         credits = _credits(connection, rows, place.outcome)
-        state = _add(connection, campaign_id, state, rows, credits, sign=1, backend=backend)
+        state = _add(plan, state, rows, credits, sign=1, backend=backend)
+
+
+def advance(
+    connection: Connection, campaign_id: int, plan: CampaignDefinition, state: State,
+    seen: Place, until: Place, *, backend: Backend = "numpy",
+) -> tuple[State, Place]:  # fmt: skip
+    """Take a policy's state at ``seen`` up to a chunk further towards a later place.
+
+    ``plan`` names the policy. The state at any place equals a rebuild there, bit for bit.
+    """
+    fresh = connection.execute(
+        queries.decisions_after(campaign_id, seen.decision, until.decision, CHUNK)
+    ).all()
+    later = connection.execute(queries.outcomes_after(campaign_id, seen.outcome, CHUNK)).all()
+    events = [event for event in later if event.position <= until.outcome]
+    place = Place(
+        fresh[-1].position if len(fresh) == CHUNK else until.decision,
+        events[-1].position if len(events) == CHUNK else until.outcome,
+    )
+    touched = connection.execute(
+        queries.decisions_by_id([event.decision_id for event in events], seen.decision)
+    ).all()
+    before = _credits(connection, touched, seen.outcome)
+    after = _credits(connection, [*touched, *fresh], place.outcome)
+    state = _add(plan, state, touched, before, sign=-1, backend=backend)
+    state = _add(plan, state, [*touched, *fresh], after, sign=1, backend=backend)
+    return state, place
 
 
 def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt | None:
@@ -108,11 +140,11 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
     fresh, not in the state yet: added with what is known of them now;
     not read yet: their outcomes wait in the log, to be found when they are fresh.
     """
-    live = _live(connection, campaign_id)
+    previous = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
+    live = _live(connection, campaign_id, previous.state if previous else None)
     if live.state == "draft":
         # Its arms may still change, and nothing of it was randomised: it learns from the launch on.
         return None
-    previous = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
     seen = (
         Place(0, 0)
         if previous is None
@@ -133,9 +165,9 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
     touched = connection.execute(
         queries.decisions_by_id([event.decision_id for event in events], seen.decision)
     ).all()
-    state = _correct(connection, campaign_id, state, touched, place, backend)
+    state = _correct(connection, live, state, touched, place, backend)
     credits = _credits(connection, fresh, place.outcome)
-    state = _add(connection, campaign_id, state, fresh, credits, sign=1, backend=backend)
+    state = _add(live.served, state, fresh, credits, sign=1, backend=backend)
     _store(connection, campaign_id, fresh, credits)
     version = 1 if previous is None else previous.version + 1
     _check(live, state, fresh)
@@ -144,7 +176,7 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
 
 
 def _correct(
-    connection: Connection, campaign_id: int, state: State, touched: Log,
+    connection: Connection, live: LiveCampaign, state: State, touched: Log,
     place: Place, backend: Backend,
 ) -> State:  # fmt: skip
     """Take back what touched decisions were credited with and add what they are worth now."""
@@ -160,10 +192,10 @@ def _correct(
     changed = [
         row for row in touched if after.get(row.id, Credit()) != before.get(row.id, Credit())
     ]
-    state = _add(connection, campaign_id, state, changed, before, sign=-1, backend=backend)
-    state = _add(connection, campaign_id, state, changed, after, sign=1, backend=backend)
-    _store(connection, campaign_id, changed, after)
-    _charge(connection, campaign_id, changed, before, after)
+    state = _add(live.served, state, changed, before, sign=-1, backend=backend)
+    state = _add(live.served, state, changed, after, sign=1, backend=backend)
+    _store(connection, live.id, changed, after)
+    _charge(connection, live.id, changed, before, after)
     return state
 
 
@@ -206,15 +238,13 @@ def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UU
 
 
 def _add(
-    connection: Connection, campaign_id: int, state: State, decisions: Log,
+    definition: CampaignDefinition, state: State, decisions: Log,
     credits: dict[uuid.UUID, Credit], *, sign: int, backend: Backend,
 ) -> State:  # fmt: skip
     """Add (or take back) decisions that were randomised, with what they earned."""
     rows = [row for row in decisions if row.reason in RANDOMISED]
     if not rows:
         return state
-    # Objective, policy, arms and segments are frozen at launch, so any revision will do.
-    definition = _definition(connection, campaign_id, rows[-1].revision)
     earned = [credits.get(row.id, Credit()) for row in rows]
     batch = Batch(
         contexts=Contexts(
@@ -322,7 +352,8 @@ def _publish(
     return digest
 
 
-def _live(connection: Connection, campaign_id: int) -> LiveCampaign:
+def _live(connection: Connection, campaign_id: int, stored: bytes | None) -> LiveCampaign:
+    """Return a campaign with the policy that serves its newest snapshot, but nothing learnt."""
     row = connection.execute(queries.campaign_row(campaign_id)).one()
     return LiveCampaign(
         id=row.id,
@@ -330,7 +361,7 @@ def _live(connection: Connection, campaign_id: int) -> LiveCampaign:
         state=row.state,
         killed=row.killed_at is not None,
         seed=row.seed,
-        definition=_definition(connection, row.id, row.revision),
+        definition=served(_definition(connection, row.id, row.revision), stored),
     )
 
 
@@ -399,7 +430,7 @@ class Learner:
             for row in connection.execute(queries.running_campaigns()):
                 if (row.id, row.revision) not in self._warmed:
                     self._warmed.add((row.id, row.revision))
-                    definition = _definition(connection, row.id, row.revision)
+                    definition = served(_definition(connection, row.id, row.revision), None)
                     state, batch = definition.build_policy().init(), _blank(definition)
                     _update(definition, self._backend)(state, batch)
 

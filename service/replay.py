@@ -13,11 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from bandits import artefact
-from bandits.types import Policy
 from service.definition import CampaignDefinition
 from service.errors import UnknownDecision
 from service.models import Campaign, CampaignRevision, Decision, Snapshot
-from service.snapshots import Choice, LiveCampaign
+from service.snapshots import Choice, LiveCampaign, served
 
 
 class Irreproducible(Exception):
@@ -102,11 +101,11 @@ def _live(session: Session, decision: Decision) -> LiveCampaign:
         seed=seed,
         definition=definition,
         version=decision.snapshot,
-        stored=_state(session, decision, definition.build_policy()),
+        stored=_state(session, decision, definition),
     )
 
 
-def _state(session: Session, decision: Decision, policy: Policy) -> bytes | None:
+def _state(session: Session, decision: Decision, definition: CampaignDefinition) -> bytes | None:
     """Return the stored state, checked against its digest; None before anything was learnt."""
     if decision.snapshot == 0:
         return None
@@ -114,6 +113,7 @@ def _state(session: Session, decision: Decision, policy: Policy) -> bytes | None
     if stored is None:
         raise Irreproducible(f"snapshot {decision.snapshot} is not stored")
     try:
+        policy = served(definition, stored.state).build_policy()
         state = artefact.from_bytes(stored.state, like=policy.init())
     except ValueError as error:
         raise Irreproducible(f"snapshot {decision.snapshot}: {error}") from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bandits import artefact, sampling, simplex
 from bandits.types import Contexts
-from service.definition import CampaignDefinition
+from service.definition import AUTO, CampaignDefinition
 from service.eligibility import State, state_at
 
 MAX_SIMPLEXES = 10_000
@@ -26,6 +26,38 @@ class Choice(NamedTuple):
     arm: int
     propensity: float
     simplex: tuple[float, ...]
+
+
+def served(definition: CampaignDefinition, stored: bytes | None) -> CampaignDefinition:
+    """Return the definition with the policy named that a snapshot is served by.
+
+    That is the definition's own, with two exceptions: ``auto`` is whatever policy the snapshot is
+    of, and a policy that cannot read the snapshot, because its predecessor was chosen by ``auto``
+    and keeps other sums, waits until its own state has been computed (`service.auto`).
+
+    Raises:
+        ValueError: the snapshot is damaged.
+    """
+    if stored is None:
+        return definition.served_by(definition.choices[0]) if _auto(definition) else definition
+    name = artefact.describe(stored)["policy"]
+    if _auto(definition):
+        return definition.served_by(name if name in definition.choices else definition.choices[0])
+    if name in (None, definition.policy.name) or _reads(definition, stored):
+        return definition
+    return definition.served_by(name)
+
+
+def _auto(definition: CampaignDefinition) -> bool:
+    return definition.policy.name == AUTO
+
+
+def _reads(definition: CampaignDefinition, stored: bytes) -> bool:
+    try:
+        artefact.from_bytes(stored, like=definition.build_policy().init())
+    except ValueError:
+        return False
+    return True
 
 
 class LiveCampaign:
@@ -45,12 +77,13 @@ class LiveCampaign:
     ) -> None:
         self.id, self.revision, self.state, self.killed = id, revision, state, killed
         self.seed, self.definition, self.version = seed, definition, version
-        self.policy = definition.build_policy()
+        self.served = served(definition, stored)
+        self.policy = self.served.build_policy()
         start = self.policy.init()
         self.learnt = artefact.from_bytes(stored, like=start) if stored else start
         self.belief = self.policy.believe(self.learnt)
         self._caps = np.array([1.0 if arm.cap is None else arm.cap for arm in definition.arms])
-        self._contextual = definition.contextual
+        self._contextual = self.served.contextual
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     @classmethod
