@@ -19,6 +19,7 @@ ValueError: artefact is damaged: its checksum differs
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,17 +42,11 @@ def to_bytes(state: Any, *, policy: str) -> bytes:
     Raises:
         TypeError: a field is not an array of one of these types.
     """
-    arrays = _arrays(state)
-    entries = [
-        {"name": name, "shape": list(array.shape), "type": array.dtype.str}
-        for name, array in arrays.items()
+    fields = [
+        ({"name": name, "shape": list(array.shape), "type": array.dtype.str}, array.tobytes())
+        for name, array in _arrays(state).items()
     ]
-    header = json.dumps(
-        {"format": FORMAT, "policy": policy, "fields": entries}, separators=(",", ":")
-    ).encode()
-    start = [_MAGIC, struct.pack("<I", len(header)), header]
-    body = b"".join([*start, *(array.tobytes() for array in arrays.values())])
-    return body + hashlib.sha256(body).digest()
+    return _sealed(policy, fields)
 
 
 def from_bytes(data: bytes, *, like: S) -> S:
@@ -84,6 +79,33 @@ def from_bytes(data: bytes, *, like: S) -> S:
     return type(like)(*fields)
 
 
+def without(data: bytes, base: bytes) -> bytes:
+    """The file less the fields that are the same in the file ``base``; both are of one policy.
+
+    What two states of a policy share (a network, trees) needs to be kept once:
+    ``completed(without(data, base), base) == data``.
+
+    Raises:
+        ValueError: as for :func:`from_bytes`.
+    """
+    theirs = _fields(base)
+    mine = _fields(data)
+    own = [field for name, field in mine.items() if theirs.get(name) != field]
+    return _sealed(describe(data)["policy"], own)
+
+
+def completed(data: bytes, base: bytes) -> bytes:
+    """The file with the fields that it lacks taken from ``base``, in the order of ``base``.
+
+    Raises:
+        ValueError: it has a field that ``base`` has not; else as for :func:`from_bytes`.
+    """
+    theirs, mine = _fields(base), _fields(data)
+    if unknown := mine.keys() - theirs.keys():
+        raise ValueError(f"artefact holds {sorted(unknown)}, which its base does not")
+    return _sealed(describe(data)["policy"], [mine.get(name, theirs[name]) for name in theirs])
+
+
 def describe(data: bytes) -> dict[str, Any]:
     """The header: format, policy, and the fields with name, shape and type.
 
@@ -101,6 +123,33 @@ def digest(state: Any) -> str:
         sha.update(f"{name}:{'x'.join(map(str, array.shape))}{kind};".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+#: An entry of the header, and the bytes of its array.
+Field = tuple[dict[str, Any], bytes]
+
+
+def _sealed(policy: str | None, fields: Sequence[Field]) -> bytes:
+    """The file of some fields."""
+    entries = [entry for entry, _ in fields]
+    header = json.dumps(
+        {"format": FORMAT, "policy": policy, "fields": entries}, separators=(",", ":")
+    ).encode()
+    start = [_MAGIC, struct.pack("<I", len(header)), header]
+    body = b"".join([*start, *(raw for _, raw in fields)])
+    return body + hashlib.sha256(body).digest()
+
+
+def _fields(data: bytes) -> dict[str, Field]:
+    """The fields of a file, by name."""
+    header, offset = _header(data)
+    fields = {}
+    for entry in header["fields"]:
+        count = int(np.prod(entry["shape"], dtype=np.int64))
+        size = count * np.dtype(entry["type"]).itemsize
+        fields[entry["name"]] = (entry, data[offset : offset + size])
+        offset += size
+    return fields
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from service import queries
+from service.snapshots import whole
 from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
 
 BATCH = 2_000
@@ -175,7 +176,8 @@ class Carrier:
         if not wanted:
             return {}
         return {
-            f"snapshot:{row.campaign_id}": row.version.to_bytes(8, "big") + row.state
+            f"snapshot:{row.campaign_id}": row.version.to_bytes(8, "big")
+            + whole(row.state, row.fitted)
             for row in connection.execute(queries.snapshot_states(wanted))
         }
 

@@ -17,6 +17,7 @@ The arithmetic runs in JAX, on whatever device it finds; the sums are int64 (the
 switches 64-bit mode on), so they are the same on every device and in every order.
 """
 
+import datetime as dt
 import threading
 import time
 import uuid
@@ -38,7 +39,7 @@ from service.definition import CampaignDefinition
 from service.models import Budget, Reward, Snapshot
 from service.outcomes import Credit, Event, credit, reward
 from service.queries import Log
-from service.snapshots import LiveCampaign, served
+from service.snapshots import LiveCampaign, served, whole
 
 CHUNK = 20_000
 SIZES = (256, 2048, CHUNK)
@@ -85,15 +86,20 @@ def learn(engine: Engine, campaign_id: int, *, backend: Backend = "jax") -> Lear
 
 
 def rebuild(
-    connection: Connection, campaign_id: int, place: Place, *, backend: Backend = "numpy"
-) -> State:
+    connection: Connection, campaign_id: int, place: Place, *, fitted: bytes | None = None,
+    backend: Backend = "numpy",
+) -> State:  # fmt: skip
     """Return the state that the log up to a place adds up to, from nothing.
 
-    It is that of the policy that the newest snapshot is of.
+    It is that of the policy that the newest snapshot is of, and counts on from the same retraining,
+    unless ``fitted`` is the state of another.
     """
     newest = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
-    plan = _live(connection, campaign_id, newest.state if newest else None).served
+    plan = campaign_of(connection, campaign_id, newest).served
     state = plan.build_policy().init()
+    fitted = fitted or (newest.fitted if newest else None)
+    if fitted is not None:
+        state = artefact.from_bytes(fitted, like=state)
     last = 0
     while True:
         rows = connection.execute(
@@ -102,7 +108,7 @@ def rebuild(
         if not rows:
             return state
         last = rows[-1].position
-        credits = _credits(connection, rows, place.outcome)
+        credits = credits_of(connection, rows, place.outcome)
         state = _add(plan, state, rows, credits, sign=1, backend=backend)
 
 
@@ -126,8 +132,8 @@ def advance(
     touched = connection.execute(
         queries.decisions_by_id([event.decision_id for event in events], seen.decision)
     ).all()
-    before = _credits(connection, touched, seen.outcome)
-    after = _credits(connection, [*touched, *fresh], place.outcome)
+    before = credits_of(connection, touched, seen.outcome)
+    after = credits_of(connection, [*touched, *fresh], place.outcome)
     state = _add(plan, state, touched, before, sign=-1, backend=backend)
     state = _add(plan, state, [*touched, *fresh], after, sign=1, backend=backend)
     return state, place
@@ -141,7 +147,7 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
     not read yet: their outcomes wait in the log, to be found when they are fresh.
     """
     previous = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
-    live = _live(connection, campaign_id, previous.state if previous else None)
+    live = campaign_of(connection, campaign_id, previous)
     if live.state == "draft":
         # Its arms may still change, and nothing of it was randomised: it learns from the launch on.
         return None
@@ -160,19 +166,31 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
         fresh[-1].position if fresh else seen.decision,
         events[-1].position if events else seen.outcome,
     )
-    start = live.policy.init()
-    state = start if previous is None else artefact.from_bytes(previous.state, like=start)
+    state = state_of(live, previous)
     touched = connection.execute(
         queries.decisions_by_id([event.decision_id for event in events], seen.decision)
     ).all()
     state = _correct(connection, live, state, touched, place, backend)
-    credits = _credits(connection, fresh, place.outcome)
+    credits = credits_of(connection, fresh, place.outcome)
     state = _add(live.served, state, fresh, credits, sign=1, backend=backend)
     _store(connection, campaign_id, fresh, credits)
     version = 1 if previous is None else previous.version + 1
-    _check(live, state, fresh)
-    digest = _publish(connection, live, state, version, place, events)
+    check(live, state, fresh)
+    digest = publish(
+        connection, live, state, version, place,
+        learnt_until=max((event.received_at for event in events), default=None),
+        retraining=previous.retraining if previous else None,
+        fitted=previous.fitted if previous else None,
+    )  # fmt: skip
     return Learnt(version, digest, len(fresh), len(events), place)
+
+
+def state_of(live: LiveCampaign, snapshot: Any) -> State:
+    """Return the state of a row of `queries.newest_snapshot`, or the first one for None."""
+    start = live.policy.init()
+    if snapshot is None:
+        return start
+    return artefact.from_bytes(whole(snapshot.state, snapshot.fitted), like=start)
 
 
 def _correct(
@@ -188,7 +206,7 @@ def _correct(
         )
         for row in connection.execute(queries.rewards_of([row.id for row in touched]))
     }
-    after = _credits(connection, touched, place.outcome)
+    after = credits_of(connection, touched, place.outcome)
     changed = [
         row for row in touched if after.get(row.id, Credit()) != before.get(row.id, Credit())
     ]
@@ -216,7 +234,7 @@ def _charge(
         connection.execute(select(func.pg_notify("barter", "budgets")))
 
 
-def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UUID, Credit]:
+def credits_of(connection: Connection, decisions: Log, until: int) -> dict[uuid.UUID, Credit]:
     """Return what each decision with outcomes is worth at a place in the log."""
     by_id = {row.id: row for row in decisions}
     events: dict[uuid.UUID, list[Event]] = {}
@@ -226,7 +244,7 @@ def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UU
     credits = {}
     for id, found in events.items():
         decision = by_id[id]
-        definition = _definition(connection, decision.campaign_id, decision.revision)
+        definition = definition_of(connection, decision.campaign_id, decision.revision)
         credits[id] = credit(
             definition,
             segment=decision.segment,
@@ -238,15 +256,24 @@ def _credits(connection: Connection, decisions: Log, until: int) -> dict[uuid.UU
 
 
 def _add(
-    definition: CampaignDefinition, state: State, decisions: Log,
+    plan: CampaignDefinition, state: State, decisions: Log,
     credits: dict[uuid.UUID, Credit], *, sign: int, backend: Backend,
 ) -> State:  # fmt: skip
     """Add (or take back) decisions that were randomised, with what they earned."""
     rows = [row for row in decisions if row.reason in RANDOMISED]
     if not rows:
         return state
+    batch = batch_of(plan, rows, credits, sign=sign)
+    updated = _update(plan, backend)(state, _padded(batch))
+    return type(state)(*(np.asarray(field) for field in updated))
+
+
+def batch_of(
+    definition: CampaignDefinition, rows: Log, credits: dict[uuid.UUID, Credit], *, sign: int = 1
+) -> Batch:
+    """Return randomised decisions with what they earned, as policies read them."""
     earned = [credits.get(row.id, Credit()) for row in rows]
-    batch = Batch(
+    return Batch(
         contexts=Contexts(
             segment=np.array([row.segment for row in rows], dtype=np.int32),
             features=_features(definition, rows),
@@ -257,8 +284,6 @@ def _add(
         reward=np.array([reward(definition.objective, one) for one in earned], dtype=np.int64),
         sign=np.full(len(rows), sign, dtype=np.int64),
     )
-    updated = _update(definition, backend)(state, _padded(batch))
-    return type(state)(*(np.asarray(field) for field in updated))
 
 
 def _features(definition: CampaignDefinition, rows: Log) -> NDArray[np.int64]:
@@ -312,7 +337,7 @@ def _store(
         )
 
 
-def _check(live: LiveCampaign, state: State, sample: Log) -> None:
+def check(live: LiveCampaign, state: State, sample: Log) -> None:
     """Refuse a state that gives no valid simplex when all arms are eligible.
 
     It is asked for every segment without features, and for the newest contexts of the log.
@@ -331,29 +356,39 @@ def _check(live: LiveCampaign, state: State, sample: Log) -> None:
         raise NotPublished(f"campaign {definition.key}: {error}") from error
 
 
-def _publish(
-    connection: Connection, live: LiveCampaign, state: State, version: int, place: Place,
-    events: Log,
+def publish(
+    connection: Connection, live: LiveCampaign, state: State, version: int, place: Place, *,
+    learnt_until: dt.datetime | None, retraining: int | None, fitted: bytes | None,
 ) -> str:  # fmt: skip
+    """Store a state as the next snapshot and announce it; return its digest.
+
+    What is the same in its retraining, whose state is ``fitted``, is not stored again.
+    """
     digest = artefact.digest(state)
+    stored = artefact.to_bytes(state, policy=live.policy.name)
     connection.execute(
         insert(Snapshot).values(
             campaign_id=live.id,
             version=version,
             revision=live.revision,
-            state=artefact.to_bytes(state, policy=live.policy.name),
+            state=stored if fitted is None else artefact.without(stored, fitted),
             digest=digest,
             decision_position=place.decision,
             outcome_position=place.outcome,
-            learnt_until=max((event.received_at for event in events), default=None),
+            learnt_until=learnt_until,
+            retraining=retraining,
         )
     )
     connection.execute(select(func.pg_notify("barter", f"snapshot:{live.id}")))
     return digest
 
 
-def _live(connection: Connection, campaign_id: int, stored: bytes | None) -> LiveCampaign:
-    """Return a campaign with the policy that serves its newest snapshot, but nothing learnt."""
+def campaign_of(connection: Connection, campaign_id: int, snapshot: Any) -> LiveCampaign:
+    """Return a campaign with the policy that serves a snapshot, but nothing learnt.
+
+    The snapshot is a row of `queries.newest_snapshot`, or None.
+    """
+    stored = whole(snapshot.state, snapshot.fitted) if snapshot else None
     row = connection.execute(queries.campaign_row(campaign_id)).one()
     return LiveCampaign(
         id=row.id,
@@ -361,11 +396,11 @@ def _live(connection: Connection, campaign_id: int, stored: bytes | None) -> Liv
         state=row.state,
         killed=row.killed_at is not None,
         seed=row.seed,
-        definition=served(_definition(connection, row.id, row.revision), stored),
+        definition=served(definition_of(connection, row.id, row.revision), stored),
     )
 
 
-def _definition(connection: Connection, campaign_id: int, revision: int) -> CampaignDefinition:
+def definition_of(connection: Connection, campaign_id: int, revision: int) -> CampaignDefinition:
     """Return a revision's definition; revisions never change, so the connection keeps them."""
     kept: dict[tuple[int, int], CampaignDefinition] = connection.info.setdefault("definitions", {})
     key = (campaign_id, revision)
@@ -430,7 +465,7 @@ class Learner:
             for row in connection.execute(queries.running_campaigns()):
                 if (row.id, row.revision) not in self._warmed:
                     self._warmed.add((row.id, row.revision))
-                    definition = served(_definition(connection, row.id, row.revision), None)
+                    definition = served(definition_of(connection, row.id, row.revision), None)
                     state, batch = definition.build_policy().init(), _blank(definition)
                     _update(definition, self._backend)(state, batch)
 

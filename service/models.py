@@ -5,10 +5,10 @@ Money is integer minor units of the campaign's currency; every time is UTC.
 
 The log is three append-only tables read in the order of ``position``: ``decisions`` (what was
 chosen and with what probabilities), ``outcomes`` (what the customer then did) and ``snapshots``
-(what the policy knew). ``rewards`` is the learner's sum of one decision's outcomes: it can be
-rebuilt from the log at any time. Only a shipper writes to the log, one transaction at a time, so
-positions become visible in their own order and a reader that remembers the last position it has
-seen misses nothing.
+(what the policy knew, by itself or counting on from one of ``retrainings``). ``rewards`` is the
+learner's sum of one decision's outcomes: it can be rebuilt from the log at any time. Only a shipper
+writes to the log, one transaction at a time, so positions become visible in their own order and a
+reader that remembers the last position it has seen misses nothing.
 """
 
 import datetime as dt
@@ -22,6 +22,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -258,10 +259,44 @@ class Reward(Base):
     late: Mapped[Small] = mapped_column(server_default=text("0"))
 
 
+class Retraining(Base):
+    """One attempt to fit what a campaign's policy does not learn by counting, or why it failed.
+
+    ``state`` is what was fitted to ``rows`` decisions up to a place in the log, with nothing
+    counted: the snapshots that name this retraining count on from it. Neither ``state`` nor
+    ``error`` means that it is under way, or that the learner was killed at it.
+    """
+
+    __tablename__ = "retrainings"
+    __table_args__ = (
+        CheckConstraint("state IS NULL OR error IS NULL", name="retrainings_one_end"),
+    )
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    decision_position: Mapped[Big]
+    outcome_position: Mapped[Big]
+    rows: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    state: Mapped[bytes | None] = mapped_column(LargeBinary)
+    error: Mapped[Name | None]
+    started_at: Mapped[Now]
+    finished_at: Mapped[When | None]
+
+
 class Snapshot(Base):
-    """An immutable policy state and the point in the log that it has learnt through."""
+    """An immutable policy state and the point in the log that it has learnt through.
+
+    Where it counts on from a retraining, ``state`` leaves out what is the same there.
+    """
 
     __tablename__ = "snapshots"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["campaign_id", "retraining"],
+            ["retrainings.campaign_id", "retrainings.number"],
+            name="snapshots_retraining",
+        ),
+    )
 
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -272,6 +307,7 @@ class Snapshot(Base):
     outcome_position: Mapped[Big]
     learnt_until: Mapped[When | None]
     created_at: Mapped[Now]
+    retraining: Mapped[Big | None]
 
 
 class Budget(Base):

@@ -31,6 +31,7 @@ from service.models import (
     Customer,
     Decision,
     Outcome,
+    Retraining,
     Reward,
     Snapshot,
 )
@@ -41,6 +42,11 @@ Log = Sequence[Row[*tuple[Any, ...]]]
 
 TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(7310013, :id)")
 """Take a learner's lock on one campaign until the end of the transaction, if it is free."""
+
+TRY_RETRAINING = text("SELECT pg_try_advisory_lock(7310015, :id)")
+"""Be the only one who retrains a campaign, until `END_RETRAINING` or the connection ends."""
+
+END_RETRAINING = text("SELECT pg_advisory_unlock(7310015, :id)")
 
 LOCK_LOG = text("SELECT pg_advisory_xact_lock(7310014)")
 """Be the only one who appends to the log, so that positions become visible in their order."""
@@ -106,6 +112,40 @@ def decisions_after(campaign_id: int, position: int, until: int | None, limit: i
         .limit(limit)
     )  # fmt: skip
     return query if until is None else query.where(Decision.position <= until)
+
+
+def randomised_before(campaign_id: int, position: int, reasons: Any, limit: int) -> Query:
+    """Return a campaign's decisions of some reasons up to a position, newest first."""
+    query = decisions_after(campaign_id, 0, position, limit).where(Decision.reason.in_(reasons))
+    return query.order_by(None).order_by(Decision.position.desc())
+
+
+def randomised_count(
+    campaign_id: int, position: int, until: int, reasons: Any, limit: int
+) -> Query:
+    """Count a campaign's decisions of some reasons after a position, no further than a limit."""
+    some = (
+        select(Decision.position)
+        .where(
+            Decision.campaign_id == campaign_id,
+            Decision.position > position,
+            Decision.position <= until,
+            Decision.reason.in_(reasons),
+        )
+        .limit(limit)
+    )
+    return select(func.count().label("count")).select_from(some.subquery())
+
+
+def newest_retraining(campaign_id: int, *, fitted: bool) -> Query:
+    """Return a campaign's newest retraining, or the newest one that fitted something."""
+    query = select(
+        Retraining.number, Retraining.decision_position, Retraining.rows, Retraining.error,
+        Retraining.started_at, Retraining.finished_at,
+    ).where(Retraining.campaign_id == campaign_id)  # fmt: skip
+    if fitted:
+        query = query.where(Retraining.state.is_not(None))
+    return query.order_by(Retraining.number.desc()).limit(1)
 
 
 def reservations_between(
@@ -183,13 +223,20 @@ def rewards_of(ids: Sequence[uuid.UUID]) -> Query:
     ).where(Reward.decision_id == func.any(list(ids)))  # fmt: skip
 
 
+_ITS_RETRAINING = and_(
+    Retraining.campaign_id == Snapshot.campaign_id, Retraining.number == Snapshot.retraining
+)
+
+
 def newest_snapshot(campaign_id: int) -> Query:
-    """Return a campaign's newest snapshot."""
+    """Return a campaign's newest snapshot; ``fitted`` is the state of its retraining, if any."""
     return (
         select(
             Snapshot.version, Snapshot.state, Snapshot.digest, Snapshot.decision_position,
-            Snapshot.outcome_position, Snapshot.learnt_until,
+            Snapshot.outcome_position, Snapshot.learnt_until, Snapshot.retraining,
+            Retraining.state.label("fitted"),
         )
+        .outerjoin(Retraining, _ITS_RETRAINING)
         .where(Snapshot.campaign_id == campaign_id)
         .order_by(Snapshot.version.desc())
         .limit(1)
@@ -209,9 +256,16 @@ def newest_versions() -> Query:
 
 
 def snapshot_states(places: Sequence[tuple[int, int]]) -> Query:
-    """Return the states of some snapshots, by (campaign, version)."""
+    """Return the states of some snapshots, by (campaign, version), as `newest_snapshot` does."""
     place = tuple_(Snapshot.campaign_id, Snapshot.version)
-    return select(Snapshot.campaign_id, Snapshot.version, Snapshot.state).where(place.in_(places))
+    return (
+        select(
+            Snapshot.campaign_id, Snapshot.version, Snapshot.state,
+            Retraining.state.label("fitted"),
+        )
+        .outerjoin(Retraining, _ITS_RETRAINING)
+        .where(place.in_(places))
+    )  # fmt: skip
 
 
 def campaigns_with_news() -> Query:

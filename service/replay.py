@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from bandits import artefact
 from service.definition import CampaignDefinition
 from service.errors import UnknownDecision
-from service.models import Campaign, CampaignRevision, Decision, Snapshot
-from service.snapshots import Choice, LiveCampaign, served
+from service.models import Campaign, CampaignRevision, Decision, Retraining, Snapshot
+from service.snapshots import Choice, LiveCampaign, served, whole
 
 
 class Irreproducible(Exception):
@@ -113,10 +113,19 @@ def _state(session: Session, decision: Decision, definition: CampaignDefinition)
     if stored is None:
         raise Irreproducible(f"snapshot {decision.snapshot} is not stored")
     try:
-        policy = served(definition, stored.state).build_policy()
-        state = artefact.from_bytes(stored.state, like=policy.init())
+        data = whole(stored.state, _fitted(session, stored))
+        policy = served(definition, data).build_policy()
+        state = artefact.from_bytes(data, like=policy.init())
     except ValueError as error:
         raise Irreproducible(f"snapshot {decision.snapshot}: {error}") from error
     if artefact.digest(state) != stored.digest:
         raise Irreproducible(f"snapshot {decision.snapshot} does not have the digest it was given")
-    return stored.state
+    return data
+
+
+def _fitted(session: Session, stored: Snapshot) -> bytes | None:
+    """Return what the snapshot counts on from, if anything was fitted."""
+    if stored.retraining is None:
+        return None
+    kept = session.get(Retraining, (stored.campaign_id, stored.retraining))
+    return None if kept is None else kept.state

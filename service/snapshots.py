@@ -20,6 +20,11 @@ from service.eligibility import State, state_at
 MAX_SIMPLEXES = 10_000
 
 
+def whole(state: bytes, fitted: bytes | None) -> bytes:
+    """Return a snapshot's state with what it left out, because its retraining has it."""
+    return state if fitted is None else artefact.completed(state, fitted)
+
+
 class Choice(NamedTuple):
     """A drawn arm: its place, the probability it was drawn with, and the whole simplex."""
 

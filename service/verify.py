@@ -35,6 +35,8 @@ class Verdict:
 def verify(engine: Engine, key: str, *, sample: int, progress: Any = None) -> Verdict:
     """Rebuild a campaign's state from its log and replay a random sample of its decisions.
 
+    What was retrained is taken as it was stored; everything counted since is counted again.
+
     ``progress`` is called with (done, total) after every replay.
 
     Raises:

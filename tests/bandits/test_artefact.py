@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandits import artefact, features, ledger, policies
-from bandits.types import FEATURE_LIMIT, ArmSums
+from bandits.types import FEATURE_LIMIT, ArmSums, Batch, Contexts
 
 
 def _learnt() -> ArmSums:
@@ -74,3 +74,24 @@ def test_features_are_quantised_within_half_a_step_and_bounded() -> None:
         features.check(np.zeros((1, 1)), rows=1, width=1)
     with pytest.raises(ValueError, match=r"\(1, 2\)"):
         features.check(np.zeros((1, 1), np.int64), rows=1, width=2)
+
+
+@pytest.mark.parametrize("name", ["trees_thompson", "neural_linear"])
+def test_what_two_states_share_is_kept_once(name: str) -> None:
+    policy = policies.make(name, arms=3, segments=2, features=2)
+    base = policy.init()
+    one = np.ones(4, np.int64)
+    contexts = Contexts(np.zeros(4, np.int32), np.full((4, 2), features.ONE))
+    state = policy.update(
+        base, Batch(contexts, np.zeros(4, np.int32), np.full((4, 3), 1 / 3), one, one, one)
+    )
+    whole, shared = (artefact.to_bytes(part, policy=name) for part in (state, base))
+    short = artefact.without(whole, shared)
+    fitted = {"trees_thompson": "value", "neural_linear": "weights"}[name]
+    assert len(short) < len(whole) - getattr(base, fitted).nbytes
+    assert artefact.completed(short, shared) == whole == artefact.completed(whole, shared)
+    with pytest.raises(ValueError, match="holds"):
+        artefact.from_bytes(short, like=base)
+    other = artefact.to_bytes(_learnt(), policy="ucb1")
+    with pytest.raises(ValueError, match="its base does not"):
+        artefact.completed(other, shared)
