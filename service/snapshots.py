@@ -43,7 +43,7 @@ def served(definition: CampaignDefinition, stored: bytes | None) -> CampaignDefi
     Raises:
         ValueError: the snapshot is damaged.
     """
-    if stored is None:
+    if not stored:
         return definition.served_by(definition.choices[0]) if _auto(definition) else definition
     name = artefact.describe(stored)["policy"]
     if _auto(definition):
