@@ -15,6 +15,7 @@ from service import campaigns
 from service.definition import CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
+from service.views import console_features as features
 from service.views import console_forms as forms
 from service.views import console_words as words
 from service.views.console_admin import audit_page
@@ -29,6 +30,7 @@ from service.views.console_base import (
     render,
     runtime,
 )
+from service.views.console_reader import Reader, Values
 
 COUNTED = 50_000
 OBJECTIVES = {
@@ -245,7 +247,7 @@ def edit_campaign(key: str) -> Reply:
     return _edited(campaign, posted(), request.form.get("action", "review"))
 
 
-def _edited(campaign: Campaign, values: forms.Values, action: str) -> Reply:
+def _edited(campaign: Campaign, values: Values, action: str) -> Reply:
     revision = _number(request.form.get("revision"), campaign.revision)
     launched = campaign.state != "draft"
     if action == "show" or (action.startswith(_ROW_VERBS) and not launched):
@@ -268,7 +270,7 @@ def _edited(campaign: Campaign, values: forms.Values, action: str) -> Reply:
 def _save(
     campaign: Campaign,
     wanted: CampaignDefinition,
-    values: forms.Values,
+    values: Values,
     revision: int,
     action: str,
 ) -> Reply:
@@ -303,13 +305,13 @@ def _number(written: str | None, default: int) -> int:
     return int(written or 0) if fine else default
 
 
-def _messages(error: BarterError, values: forms.Values) -> dict[str, str]:
+def _messages(error: BarterError, values: Values) -> dict[str, str]:
     names = {part.field: forms.field_name(part.field, values) for part in error.errors}
     return field_messages(error, names)
 
 
 def _form(
-    values: forms.Values,
+    values: Values,
     errors: dict[str, str] | None = None,
     *,
     campaign: Campaign | None = None,
@@ -336,22 +338,26 @@ def _form(
         kinds=list(forms.KINDS.items()),
         operators=forms.OPERATORS,
         objectives=OBJECTIVES,
-        policies=_policies(
-            filled.get("policy", "auto"), contextual=filled.get("features", "") not in ("", "[]")
-        ),
+        groups=_policies(filled, errors or {}),
+        feature_kinds=list(features.KINDS.items()),
+        max_features=features.MAX_FEATURES,
         overridden=_overridden(filled),
         tiers_shown=forms.tiers_shown,
         zones=sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone),
     )
 
 
-def _usable(values: forms.Values) -> forms.Values:
+def _usable(values: Values) -> Values:
     """Return the form with everything that the page relies on, whatever was sent."""
-    reader = forms.Reader(values)
+    reader = Reader(values)
     blank = forms.blank()
     filled = {name: blank[name] for name in _RELIED_ON} | values
     filled["arms-count"] = str(reader.count("arms-count", 50))
     filled["segments-count"] = str(reader.count("segments-count", 200))
+    filled["features-count"] = str(len(features.rows(reader)))
+    for row in features.rows(reader):
+        kind = f"features-{row}-kind"
+        filled[kind] = values[kind] if values.get(kind) in features.KINDS else "number"
     for row in range(int(filled["segments-count"])):
         name = f"segments-{row}-rules-count"
         filled[name] = str(reader.count(name, 20) or 1)
@@ -363,12 +369,10 @@ def _usable(values: forms.Values) -> forms.Values:
     return filled
 
 
-CONTEXTUAL = ("linear_thompson", "linear_ucb", "squarecb", "fastcb")
-"""The contextual policies that campaigns can run: they need features, and no retraining."""
-_RELIED_ON = ("currency", "key", "name", "objective", "policy-kept", "policy-options", "features")
+_RELIED_ON = ("currency", "key", "name", "objective", "policy-kept", "policy-options")
 
 
-def _overridden(values: forms.Values) -> list[bool]:
+def _overridden(values: Values) -> list[bool]:
     """Tell for each segment whether it changes any offer, so that the page opens that part."""
     return [
         any(
@@ -379,36 +383,63 @@ def _overridden(values: forms.Values) -> list[bool]:
     ]
 
 
-def _policies(chosen: str, *, contextual: bool) -> list[dict[str, Any]]:
-    """Return the usual choice and the others that this campaign could take."""
-    usual = {
-        "name": "auto",
-        "title": "Learn and earn (recommended)",
-        "summary": "More customers get what earns more, as fast as the evidence allows"
-        " (Thompson sampling).",
-        "options": [],
-    }
-    fitting = [
-        one.name
-        for one in policies.catalogue()
-        if (contextual and one.name in CONTEXTUAL)
-        or (not one.contextual and "thompson" not in one.name)
-        or one.name == chosen
-    ]
-    return [usual, *(_policy(name) for name in fitting)]
+_GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("", "", (forms.USUAL,)),
+    (
+        "For each customer, by features",
+        "Two customers of one segment can get different offers. These need at least one feature,"
+        " declared above, and more customers to learn from.",
+        ("linear_thompson", "linear_ucb", "logistic_thompson", "squarecb", "fastcb"),
+    ),
+    (
+        "For special cases and comparison",
+        "",
+        ("thompson_profit", "thompson_beta", "fixed_split", "epsilon_greedy", "ucb1", "gradient"),
+    ),
+)
 
 
-def _policy(name: str) -> dict[str, Any]:
-    told = policies.describe(name)
+@dataclass(frozen=True)
+class WayGroup:
+    """Ways of sharing customers out that belong together on the form."""
+
+    title: str
+    about: str
+    ways: tuple[dict[str, Any], ...]
+    open: bool
+
+
+def _policies(form: Values, errors: dict[str, str]) -> list[WayGroup]:
+    """Return the ways of sharing customers out, the recommended one first."""
+    chosen = form.get("policy", forms.USUAL)
+    known = {name for _, _, names in _GROUPS for name in names}
+    groups = []
+    for place, (title, about, names) in enumerate(_GROUPS):
+        last = place == len(_GROUPS) - 1
+        more = (chosen,) if last and chosen in policies.NAMES and chosen not in known else ()
+        ways = tuple(_policy(name, form, errors) for name in (*names, *more))
+        groups.append(WayGroup(title, about, ways, not last or chosen in (*names, *more)))
+    return groups
+
+
+def _policy(name: str, form: Values, errors: dict[str, str]) -> dict[str, Any]:
+    if name == forms.USUAL:
+        told, objectives = words.USUAL_WAY, list(OBJECTIVES)
+    else:
+        told, objectives = words.policy(name), list(policies.describe(name).objectives)
+    if name == "thompson_profit":
+        objectives = ["profit"]  # its prior is the profit of a sale: see `build_policy`
+    fields = [f"policy-{name}-{option.name}" for option in forms.options_of(name)]
     return {
         "name": name,
-        "title": told.title,
-        "summary": words.POLICIES.get(name, told.summary),
+        "told": told,
+        "objectives": " ".join(objectives),
         "options": forms.options_of(name),
+        "open": any(form.get(one) or one in errors for one in fields),
     }
 
 
-def _summary(errors: dict[str, str], values: forms.Values) -> list[tuple[str, str, str]]:
+def _summary(errors: dict[str, str], values: Values) -> list[tuple[str, str, str]]:
     return [(name, _label(name), said) for name, said in errors.items() if name != "form"]
 
 
@@ -416,6 +447,8 @@ def _label(name: str) -> str:
     """Return what a field is called, for a list of messages."""
     parts = name.split("-")
     what = parts[-1].replace("_", " ")
+    if parts[0] == "features" and len(parts) > 2:
+        return f"Feature {int(parts[1]) + 1}, {features.LABELS.get(parts[2], what)}"
     if parts[0] in ("arms", "segments") and len(parts) > 2 and parts[1].isdigit():
         row = f"{'Offer' if parts[0] == 'arms' else 'Segment'} {int(parts[1]) + 1}"
         return f"{row}, {what}"
@@ -496,8 +529,10 @@ def _value(plan: CampaignDefinition, name: str) -> str:
         return words.percent(value, 2)
     if name == "segments":
         return " ".join(words.review(plan, now())[3].sentences)
+    if name == "features":
+        return "; ".join(features.sentence(one) for one in value) or "None"
     if name == "policy":
-        return words.POLICIES.get(value.name, str(value.name))
+        return words.policy(value.name).how
     if name == "default_arm":
         return plan.arms[plan.default_index].name
     return str(value)
@@ -516,6 +551,11 @@ def warnings(plan: CampaignDefinition) -> list[str]:
     for arm in plan.arms:
         if arm.enabled and arm.offer.discount_minor(plan.basket_minor) > margin:
             found.append(f"“{arm.name}” costs more than the margin of a typical basket.")
+    if plan.features and not plan.contextual:
+        found.append(
+            "The features are written down but not looked at: choose a way “by features” if offers"
+            " should differ by them."
+        )
     if plan.ends_at and plan.ends_at <= now():
         found.append("The end lies in the past: move it before you launch.")
     return found
@@ -563,7 +603,7 @@ def _review(campaign: Campaign, error: str = "") -> str:
 
 
 def _review_changes(
-    campaign: Campaign, wanted: CampaignDefinition, values: forms.Values, revision: int
+    campaign: Campaign, wanted: CampaignDefinition, values: Values, revision: int
 ) -> str:
     return render(
         "review.html",
@@ -575,7 +615,7 @@ def _review_changes(
     )
 
 
-def _conflict(key: str, wanted: CampaignDefinition, values: forms.Values) -> str:
+def _conflict(key: str, wanted: CampaignDefinition, values: Values) -> str:
     with database() as session:
         campaign = campaigns.get(session, key)
         author = session.scalar(
@@ -632,9 +672,8 @@ def plan(key: str) -> Reply:
     with database() as session:
         campaign = campaigns.get(session, key)
     shown = frame(campaign, "plan")
-    title = policies.describe(shown["plan"].policy.name).title
     topics = words.review(shown["plan"], now(), launched=campaign.state != "draft")
-    return render("plan.html", **shown, topics=topics, policy=title)
+    return render("plan.html", **shown, topics=topics)
 
 
 @page("/campaigns/<key:key>/history", needs="read")

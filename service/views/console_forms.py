@@ -5,10 +5,8 @@ UTC. Everything that can go wrong in between gets one message under the name of 
 """
 
 import datetime as dt
-import decimal
 import json
 import re
-import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +15,15 @@ import pydantic
 
 from bandits import policies
 from bandits.policies import time_options
-from service.definition import MAX_MINOR, CampaignDefinition, Offer
+from service.definition import CampaignDefinition, Offer
 from service.errors import FieldError, Invalid
 from service.models import KEY_PATTERN
 from service.validation import field_errors
+from service.views import console_features as features
+from service.views.console_reader import UNITS, Reader, Values, plain, zone_of
 
-Values = dict[str, str]
-
-UNITS = {"seconds": 1, "minutes": 60, "hours": 3_600, "days": 86_400}
+USUAL = "usual"
+"""What the form posts when no policy is named: the definition then takes its default."""
 TIERS = 10
 TIERS_SHOWN = 4
 KINDS = {
@@ -54,6 +53,26 @@ _MODEL_WORDS = (
         "Use small letters, digits, dots and dashes, at most 64, starting with a letter or digit.",
     ),
     (re.compile(r"should have at most (\d+) character"), r"Use at most \1 characters."),
+    (re.compile(r"at least 1 item"), "Fill this in."),
+    (re.compile(r"at most 64 items"), "List at most 64."),
+    (
+        re.compile(r"take (\d+) places, at most (\d+)"),
+        r"Together they take \1 places, one for each number, yes or no, and listed word; at most"
+        r" \2 are possible: list fewer words.",
+    ),
+    (
+        re.compile(r"decides by features"),
+        "This way looks at features: declare at least one under “Features” above, or choose another"
+        " way.",
+    ),
+    (
+        re.compile(r"needs the objective conversion"),
+        "This way is for the aim “Purchases”: choose that aim, or another way.",
+    ),
+    (
+        re.compile(r"needs the objective profit"),
+        "This way is for the aim “Profit”: choose that aim, or another way.",
+    ),
 )
 _SCALED = ("_minor", "_seconds")
 
@@ -64,91 +83,6 @@ class Checked:
 
     definition: CampaignDefinition | None
     errors: dict[str, str]
-
-
-class Reader:
-    """Reads typed values out of the form and keeps a message for each that cannot be read."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self.values = values
-        self.errors: dict[str, str] = {}
-
-    def text(self, name: str, default: str = "") -> str:
-        """Return the field without surrounding blanks."""
-        return self.values.get(name, default).strip()
-
-    def count(self, name: str, limit: int) -> int:
-        """Return how many rows a repeated part has."""
-        written = self.text(name, "0")
-        return min(int(written), limit) if written.isascii() and written.isdigit() else 0
-
-    def number(self, name: str, *, low: float, high: float, unit: str = "") -> float | None:
-        """Return a number between two bounds (inclusive), or None if it is empty or wrong."""
-        written = self.text(name).replace("\u00a0", "").replace(" ", "").removesuffix("%")
-        if not written:
-            return None
-        value = _decimal(written)
-        if value is None:
-            self.errors[name] = "Write a plain number such as 12.50, without thousands separators."
-        elif not low <= value <= high:
-            tail = f" {unit}" if unit else ""
-            self.errors[name] = f"Must lie between {low:g} and {high:,.10g}{tail}."
-        return None if name in self.errors else value
-
-    def needed(self, name: str, value: Any) -> Any:
-        """Record that a field is missing, unless something else is already wrong with it."""
-        if value is None and name not in self.errors:
-            self.errors[name] = "Fill this in."
-        return value
-
-    def money(self, name: str, *, least: int = 0) -> int | None:
-        """Return an amount in minor units, written in major units."""
-        value = self.number(name, low=least / 100, high=MAX_MINOR / 100)
-        return None if value is None else round(value * 100)
-
-    def share(self, name: str, *, high: float = 100, least: float = 0) -> float | None:
-        """Return a share of one, written in per cent."""
-        value = self.number(name, low=least, high=high, unit="%")
-        return None if value is None else round(value / 100, 12)
-
-    def seconds(self, name: str, *, least: int) -> int | None:
-        """Return a duration in seconds, written as a number and a unit."""
-        unit = UNITS.get(self.text(f"{name}-unit", "days"), 86_400)
-        most = 400 * 86_400 / unit
-        value = self.number(name, low=0, high=most)
-        if value is not None and round(value * unit) < least:
-            self.errors[name] = "Must be longer than nothing."
-        return None if value is None else round(value * unit)
-
-    def moment(self, name: str, zone: str) -> str | None:
-        """Return a local time of a zone as RFC 3339 UTC."""
-        written = self.text(name)
-        if not written:
-            return None
-        try:
-            local = dt.datetime.fromisoformat(written)
-        except ValueError:
-            self.errors[name] = "Write a date and a time, for example 2026-12-01T09:00."
-            return None
-        aware = local.replace(tzinfo=_zone(zone))
-        utc = aware.astimezone(dt.UTC)
-        if utc.astimezone(aware.tzinfo).replace(tzinfo=None) != local:
-            self.errors[name] = f"The clocks of {zone} skip this time that night; choose another."
-            return None
-        return utc.isoformat()
-
-
-def _decimal(written: str) -> float | None:
-    if re.fullmatch(r"\d+,\d{1,2}", written):
-        written = written.replace(",", ".")
-    return float(written) if re.fullmatch(r"-?(\d{1,15}(\.\d*)?|\.\d+)", written) else None
-
-
-def _zone(name: str) -> dt.tzinfo:
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):
-        return dt.UTC
 
 
 def slug(name: str) -> str:
@@ -207,6 +141,8 @@ def _echo(field: str, message: str, reader: Reader) -> bool:
         return True
     if "because a budget is set" in message and field == "arms":
         return any(name.endswith(("max_discount", "kind")) for name in reader.errors)
+    if field == "features" and "keys must differ" in message:
+        return any(re.fullmatch(r"features-\d+-key", name) for name in reader.errors)
     short = field in ("arms", "segments") and "at least" in message
     return short and reader.count(f"{field}-count", 200) >= 2
 
@@ -235,18 +171,10 @@ def _document(reader: Reader, key: str | None) -> dict[str, Any]:
         "arms": arms,
         "default_arm": arms[default]["key"] if default < len(arms) else "",
         "segments": _segments(reader, [arm["key"] for arm in arms]),
-        "features": _features(reader),
+        "features": features.read(reader),
         "objective": reader.text("objective", "profit"),
     }
     return document | _policy(reader) | _guardrails(reader)
-
-
-def _features(reader: Reader) -> Any:
-    """Return the features that the page carries along: they are declared through the API."""
-    try:
-        return json.loads(reader.text("features", "[]") or "[]")
-    except ValueError:
-        return reader.text("features")
 
 
 def _arm(reader: Reader, row: int) -> dict[str, Any]:
@@ -372,8 +300,8 @@ def _scalar(written: str) -> bool | int | float | str:
 
 
 def _policy(reader: Reader) -> dict[str, Any]:
-    name = reader.text("policy", "auto")
-    if name == "auto":
+    name = reader.text("policy", USUAL)
+    if name == USUAL:
         return {}
     try:
         options = json.loads(reader.text("policy-options", "{}") or "{}")
@@ -445,6 +373,8 @@ def field_name(path: str, values: Mapping[str, str]) -> str:
         step = kept[place] if place < len(kept) else place
         name = f"{tier.group(1)}tier-{step}{tier.group(3)}"
     name = re.sub(r"-(offer|tiers)$", "-kind", name)
+    name = re.sub(r"^(features-\d+)$", r"\1-kind", name)
+    name = re.sub(r"^(features-\d+-values)-\d+$", r"\1", name)
     name = re.sub(r"-rules(-\d+)?$", lambda found: f"-rules{found.group(1) or '-0'}-value", name)
     return _flat(name) or "form"
 
@@ -502,7 +432,6 @@ def fill(definition: CampaignDefinition) -> Values:
         "zone": definition.zone,
         "starts_at": local_time(definition.starts_at, definition.zone),
         "ends_at": local_time(definition.ends_at, definition.zone),
-        "features": json.dumps([one.model_dump(mode="json") for one in definition.features]),
         "objective": definition.objective,
         "default_arm": str(definition.default_index),
         "arms-count": str(len(definition.arms)),
@@ -513,7 +442,8 @@ def fill(definition: CampaignDefinition) -> Values:
         values |= {f"{at}key": arm.key, f"{at}name": arm.name, f"{at}cap": _per_cent(arm.cap)}
         values[f"{at}enabled"] = "on" if arm.enabled else ""
         values |= _fill_offer(at, arm.offer)
-    return values | _fill_segments(definition) | _fill_policy(definition) | _fill_rest(definition)
+    values |= _fill_segments(definition) | features.fill(definition.features)
+    return values | _fill_policy(definition) | _fill_rest(definition)
 
 
 def _fill_offer(at: str, offer: Offer) -> Values:
@@ -562,7 +492,7 @@ def _fill_policy(definition: CampaignDefinition) -> Values:
         call_default_factory=True, validated_data={"objective": definition.objective}
     )
     values = {
-        "policy": "auto" if chosen == usual else chosen.name,
+        "policy": USUAL if chosen == usual else chosen.name,
         "policy-kept": chosen.name,
         "policy-options": json.dumps(chosen.options),
     }
@@ -592,7 +522,7 @@ def local_time(moment: dt.datetime | None, zone: str) -> str:
     """Return a time as a ``datetime-local`` field of a zone shows it."""
     if moment is None:
         return ""
-    return moment.astimezone(_zone(zone)).replace(tzinfo=None).isoformat(timespec="minutes")
+    return moment.astimezone(zone_of(zone)).replace(tzinfo=None).isoformat(timespec="minutes")
 
 
 def major(minor: int | None) -> str:
@@ -604,16 +534,6 @@ def major(minor: int | None) -> str:
     if minor is None:
         return ""
     return f"{minor // 100}" if minor % 100 == 0 else f"{minor / 100:.2f}"
-
-
-def plain(value: Any) -> str:
-    """Return a number exactly, without an exponent.
-
-    >>> plain(0.00001), plain(12.5), plain(5.0)
-    ('0.00001', '12.5', '5')
-    """
-    written = format(decimal.Decimal(repr(value)), "f")
-    return written.rstrip("0").rstrip(".") if "." in written else written
 
 
 def _per_cent(share: float | None) -> str:
@@ -628,7 +548,7 @@ def change_rows(values: Values, action: str) -> Values:
     verb, _, rest = action.partition("-")
     part, *numbers = rest.split("-")
     rows = [int(number) for number in numbers if number.isascii() and number.isdigit()]
-    lists = {"arm": "arms", "segment": "segments"}
+    lists = {"arm": "arms", "segment": "segments", "feature": "features"}
     if part == "rule" and rows:
         return _change(values, f"segments-{rows[0]}-rules", verb, rows[1:])
     if part not in lists:

@@ -3,8 +3,11 @@
 import datetime as dt
 import zoneinfo
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from bandits import policies
 from service.definition import Arm, CampaignDefinition, Rule, Segment, money
+from service.views import console_features
 from service.views.console_forms import OPERATORS
 
 OBJECTIVES = {
@@ -12,32 +15,98 @@ OBJECTIVES = {
     "revenue": "revenue, whatever the discounts cost",
     "conversion": "the number of customers who buy, whatever the discounts cost",
 }
+
+
+class Way(NamedTuple):
+    """A way of sharing customers out: what people call it, what it does, and when to use it."""
+
+    title: str
+    how: str
+    when: str
+
+
+USUAL_WAY = Way(
+    "Learn and earn",
+    "More and more customers get what does best, as fast as the evidence allows.",
+    "Use it unless you know better: it needs no settings, and few customers to learn from.",
+)
 POLICIES = {
-    "thompson_hierarchical": (
+    "thompson_hierarchical": Way(
+        "Learn and earn, by depth of discount",
         "Barter learns how sales rise with the discount and lets segments learn from each other,"
-        " so customers move towards the offers that do best as fast as the evidence allows."
+        " so customers move towards the offers that do best as fast as the evidence allows.",
+        "For discounts of different depth, with or without segments.",
     ),
-    "linear_thompson": (
-        "Barter learns how each offer's result changes with the features below, and chooses for"
-        " each customer accordingly."
+    "thompson_profit": Way(
+        "Learn and earn, each offer by itself",
+        "Barter shifts customers towards the offers that earn more, as fast as the evidence"
+        " allows. It assumes nothing about offers, and segments do not learn from each other.",
+        "For a few offers that have no order, such as a gift or free shipping.",
     ),
-    "thompson_profit": (
-        "Barter shifts customers towards the offers that earn more, as fast as the evidence allows."
-    ),
-    "thompson_gaussian": (
+    "thompson_gaussian": Way(
+        "Learn and earn, each offer by itself",
         "Barter shifts customers towards the offers that bring more, as fast as the evidence"
-        " allows."
+        " allows.",
+        "For a few offers that have no order, such as a gift or free shipping.",
     ),
-    "thompson_beta": (
+    "thompson_beta": Way(
+        "Learn and earn, each offer by itself",
         "Barter shifts customers towards the offers that convert more, as fast as the evidence"
-        " allows."
+        " allows. It assumes nothing about offers, and segments do not learn from each other.",
+        "For a few offers that have no order, such as a gift or free shipping.",
     ),
-    "fixed_split": "Every offer keeps the same share of customers throughout, as in an A/B test.",
-    "epsilon_greedy": (
-        "Most customers get the best offer so far; a fixed share keeps trying the others."
+    "linear_thompson": Way(
+        "By features, as often as likely best",
+        "Barter learns how each offer’s result changes with the features, and gives each customer"
+        " an offer as often as it is likely to be the best one for them.",
+        "The first choice once you have features: promising offers keep a real chance, so the log"
+        " can later tell what another way would have earned.",
     ),
-    "ucb1": "Barter favours offers that earn well or have been tried little.",
-    "gradient": "Barter moves shares step by step towards offers that do better than average.",
+    "linear_ucb": Way(
+        "By features, always the most promising",
+        "Barter learns how each offer’s result changes with the features, and gives each customer"
+        " the offer that could be best for them, so what is uncertain gets tried.",
+        "When only the result counts: like customers get the same offer, so the log tells less"
+        " about other ways.",
+    ),
+    "logistic_thompson": Way(
+        "By features, for purchases",
+        "Barter learns how each offer’s chance of a purchase changes with the features, and gives"
+        " each customer an offer as often as it is likely to be the best one for them.",
+        "When purchases should grow, and offers differ much in how often they are bought.",
+    ),
+    "squarecb": Way(
+        "By features, shares by the distance",
+        "Barter predicts each offer’s result from the features; the best gets most customers, each"
+        " other the fewer, the further it is predicted to fall behind.",
+        "When every share must be explained: it follows from the predictions by one formula.",
+    ),
+    "fastcb": Way(
+        "By features, shares by the distance, trying less",
+        "As shares by the distance, but others are tried less where the best offer leaves little"
+        " to be gained.",
+        "When the best offers already do nearly as well as can be.",
+    ),
+    "fixed_split": Way(
+        "A/B test",
+        "Every offer keeps the same share of customers throughout.",
+        "For a test whose shares must not move. Nothing is earned while it runs.",
+    ),
+    "epsilon_greedy": Way(
+        "Best so far, and some chance",
+        "Most customers get the best offer so far; a fixed share keeps trying the others.",
+        "When a fixed part of customers must always be random, or as a yardstick.",
+    ),
+    "ucb1": Way(
+        "Optimism",
+        "Barter favours offers that earn well or have been tried little.",
+        "As a yardstick from the literature.",
+    ),
+    "gradient": Way(
+        "Step by step",
+        "Barter moves shares step by step towards offers that do better than average.",
+        "As a yardstick from the literature.",
+    ),
 }
 REASONS = {
     "policy": "Drawn",
@@ -189,6 +258,7 @@ def review(
         Topic("Who gets what", _who(plan)),
         Topic("The offers", _offers(plan)),
         Topic("Segments", _groups(plan)),
+        Topic("Features", _features(plan)),
         Topic("The aim", _aim(plan)),
         Topic("Limits", _limits(plan)),
         Topic("Counting", _counting(plan)),
@@ -254,9 +324,31 @@ def _group(plan: CampaignDefinition, segment: Segment) -> str:
     return f"{told}."
 
 
+def _features(plan: CampaignDefinition) -> tuple[str, ...]:
+    told = tuple(f"{console_features.sentence(one)}." for one in plan.features)
+    if not told:
+        return ()
+    if plan.contextual:
+        use = "Within a segment, offers are chosen by these facts about each customer:"
+    else:
+        use = (
+            "These facts about each customer are written down with every decision, but this way of"
+            " sharing customers out does not look at them:"
+        )
+    return (use, *told)
+
+
+def policy(name: str) -> Way:
+    """Return what people call a policy; what it says of itself where there are no words here."""
+    if name in POLICIES:
+        return POLICIES[name]
+    spec = policies.describe(name)
+    return Way(spec.title, spec.summary, "")
+
+
 def _aim(plan: CampaignDefinition) -> tuple[str, ...]:
     aim = f"The aim is {OBJECTIVES[plan.objective]}."
-    how = POLICIES.get(plan.policy.name, f"The policy is {plan.policy.name}.")
+    how = policy(plan.policy.name).how
     if plan.floor == 0:
         return (aim, how)
     return (

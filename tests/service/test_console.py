@@ -28,6 +28,7 @@ from service.views import console_forms as forms
 from service.views import console_words as words
 from service.views.console_base import NEEDS, RIGHTS, inside
 from service.views.console_campaigns import differences
+from service.views.console_reader import Values
 from tests.loop import Loop, definition
 
 PASSWORD = "a long enough password"
@@ -42,6 +43,16 @@ EVERY_OFFER: list[dict[str, Any]] = [
     {"kind": "free_shipping", "cost_minor": 390, "threshold_minor": 2000},
     {"kind": "tiered", "tiers": [{"threshold_minor": 0, "percent": 5},
                                  {"threshold_minor": 10000, "percent": 15}]},
+]  # fmt: skip
+
+
+FEATURES: list[dict[str, Any]] = [
+    {"kind": "number", "key": "visits", "name": "Visits", "centre": 9.5, "scale": 1e-7},
+    {"kind": "number", "key": "spend", "name": "Spend", "centre": -2.0**53, "default": 3},
+    {"kind": "category", "key": "channel", "name": "Channel",
+     "values": ["app", "in store, till", ' "x" ', "two\nlines", "día"]},
+    {"kind": "boolean", "key": "member", "name": "Member", "default": True},
+    {"kind": "boolean", "key": "días.desde", "name": "New"},
 ]  # fmt: skip
 
 
@@ -112,6 +123,7 @@ def everything() -> CampaignDefinition:
             "arms": arms,
             "default_arm": "a0",
             "segments": [{"key": "s", "name": "Some", "rules": rules, "arms": overrides}],
+            "features": FEATURES,
             "policy": {"name": "epsilon_greedy", "options": {"epsilon": 0.2}},
             "objective": "revenue",
             "sticky_seconds": 5400,
@@ -197,6 +209,15 @@ def test_the_form_survives_anything_that_is_sent(app: Flask) -> None:
         {"action": "remove-arm-7"},
         {"action": "add-rule-99"},
         {"action": "raise-segment-"},
+        {"features-count": "9" * 400, "features-0-kind": "<b>", "features-1-kind": "category"},
+        {
+            "name": "x",
+            "features-count": "1",
+            "features-0-key": "k",
+            "features-0-kind": "category",
+            "features-0-values": '"\\ud800", "\\u0000", "\\',
+        },
+        {"action": "remove-feature-99"},
     ):
         assert browser.post("/campaigns/new", values).status_code in (200, 422), values
 
@@ -248,6 +269,135 @@ def test_differences_are_in_words() -> None:
         ("Budget", "—", "1,000.00 EUR"),
     ]
     assert differences(before, before) == []
+
+
+# ---------------------------------------------------------------- features and policies
+
+
+def with_features(*rows: dict[str, str], **changes: str) -> Values:
+    """The form of a new campaign with some features."""
+    values = forms.blank() | {"name": "Spring", "features-count": str(len(rows))} | changes
+    for row, fields in enumerate(rows):
+        values |= {f"features-{row}-{name}": value for name, value in fields.items()}
+    return values
+
+
+VISITS = {"kind": "number", "key": "visits", "centre": "10", "scale": "5"}
+CHANNEL = {"kind": "category", "key": "channel", "values": "app, web"}
+MEMBER = {"kind": "boolean", "key": "member"}
+
+
+def test_features_are_declared_in_the_form() -> None:
+    values = with_features(VISITS, CHANNEL, MEMBER | {"unknown": "yes"}, policy="linear_ucb")
+    plan = forms.check(values).definition
+    assert plan is not None
+    assert [one.model_dump() for one in plan.features] == [
+        {"kind": "number", "key": "visits", "name": "Visits", "centre": 10, "scale": 5,
+         "default": 10},
+        {"kind": "category", "key": "channel", "name": "Channel", "values": ("app", "web")},
+        {"kind": "boolean", "key": "member", "name": "Member", "default": True},
+    ]  # fmt: skip
+    told = {topic.name: topic.sentences for topic in words.review(plan, dt.datetime.now(dt.UTC))}
+    assert told["Features"][1:] == (
+        "Visits: a number, typically 10 ± 5.",
+        "Channel: “app” or “web”.",
+        "Member: yes or no, yes if unknown.",
+    )
+    assert "chosen by these facts" in told["Features"][0]
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\t\n\r\",\\ "),
+                min_size=1, max_size=12),
+        min_size=1, max_size=8, unique=True,
+    )
+)  # fmt: skip
+def test_words_of_a_category_survive_the_form(values: list[str]) -> None:
+    feature = {"kind": "category", "key": "k", "name": "K", "values": values}
+    plan = definition(features=[feature])
+    filled = forms.fill(plan)
+    # What a browser does with the text of a form.
+    sent = {name: re.sub("\r\n|\r|\n", "\r\n", value) for name, value in filled.items()}
+    assert forms.check(sent, key=plan.key).definition == plan
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "field", "remedy"),
+    [
+        ([VISITS | {"key": ""}], {}, "features-0-key", "Name the customer attribute"),
+        ([VISITS, MEMBER | {"key": "visits"}], {}, "features-1-key", "remove one of the two"),
+        ([VISITS | {"key": "k" * 201}], {}, "features-0-key", "at most 200"),
+        ([VISITS | {"name": "n" * 121}], {}, "features-0-name", "at most 120"),
+        ([VISITS | {"centre": ""}], {}, "features-0-centre", "Fill this in"),
+        ([VISITS | {"centre": "NaN"}], {}, "features-0-centre", "plain number"),
+        ([VISITS | {"scale": "inf"}], {}, "features-0-scale", "plain number"),
+        ([VISITS | {"scale": "1e999"}], {}, "features-0-scale", "plain number"),
+        ([VISITS | {"scale": "0"}], {}, "features-0-scale", "greater than 0"),
+        ([VISITS | {"scale": "-3"}], {}, "features-0-scale", "greater than 0"),
+        ([VISITS | {"default": "many"}], {}, "features-0-default", "plain number"),
+        ([VISITS | {"default": "9" * 16}], {}, "features-0-default", "less than or equal"),
+        ([VISITS | {"kind": "text"}], {}, "features-0-kind", "number"),
+        ([CHANNEL | {"values": " \r\n, "}], {}, "features-0-values", "Fill this in"),
+        ([CHANNEL | {"values": "app\napp"}], {}, "features-0-values", "given twice"),
+        ([CHANNEL | {"values": "w" * 201}], {}, "features-0-values", "at most 200"),
+        ([CHANNEL | {"values": ",".join(map(str, range(65)))}], {}, "features-0-values", "64"),
+        ([], {"policy": "linear_ucb"}, "policy", "declare at least one"),
+        ([VISITS], {"policy": "logistic_thompson"}, "policy", "aim “Purchases”"),
+        ([], {"policy": "thompson_beta"}, "policy", "aim “Purchases”"),
+        ([], {"policy": "thompson_profit", "objective": "revenue"}, "policy", "aim “Profit”"),
+        ([CHANNEL | {"key": f"k{n}", "values": ",".join(map(str, range(60)))} for n in range(5)],
+         {}, "features", "list fewer words"),
+    ],
+)  # fmt: skip
+def test_a_mistake_about_features_is_told_at_its_field_with_the_remedy(
+    rows: list[dict[str, str]], changes: dict[str, str], field: str, remedy: str
+) -> None:
+    checked = forms.check(with_features(*rows, **changes))
+    assert checked.definition is None
+    assert list(checked.errors) == [field]
+    assert remedy in checked.errors[field]
+    assert checked.errors[field].endswith(".")
+
+
+def test_feature_rows_are_added_and_removed(app: Flask) -> None:
+    browser = Browser(app).log_in("marketer")
+    values = with_features(VISITS, CHANNEL)
+    page = browser.post("/campaigns/new", values | {"action": "add-feature"})
+    assert 'id="features-2-key"' in page.text
+    page = browser.post("/campaigns/new", values | {"action": "remove-feature-0"})
+    assert 'id="features-1-key"' not in page.text
+    assert re.search(r'id="features-0-key"[^>]* value="channel"', page.text)
+
+
+def test_a_campaign_with_features_is_made_and_stays_as_launched(app: Flask) -> None:
+    browser = Browser(app).log_in("marketer")
+    values = with_features(VISITS, CHANNEL, MEMBER, policy="linear_thompson")
+    assert browser.post("/campaigns/new", values | {"action": "save"}).status_code == 302
+    assert "typically 10 ± 5" in browser.get("/campaigns/spring/review").text
+    assert browser.post("/campaigns/spring/review", {"revision": "1"}).status_code == 302
+    page = browser.get("/campaigns/spring/edit").text
+    assert "Add a feature" not in page
+    assert re.search(r'id="features-0-key"[^>]* readonly', page)
+    assert 'name="features-2-unknown" value="no"' in page
+    edited = values | {"key": "spring", "revision": "1", "action": "save"}
+    refused = browser.post("/campaigns/spring/edit", edited | {"features-0-scale": "6"})
+    assert refused.status_code == 422
+    assert "Cannot change after the launch" in refused.text
+    assert browser.post("/campaigns/spring/edit", edited | {"holdout": "10"}).status_code == 302
+
+
+def test_ways_of_sharing_out_are_offered_where_they_fit(app: Flask) -> None:
+    page = Browser(app).log_in("marketer").get("/campaigns/new").text
+    offered = re.findall(r'data-objective="([^"]*)">\s*<label.*? value="(\w+)"', page)
+    fits = {name: objectives.split() for objectives, name in offered}
+    assert offered[0][1] == "usual"
+    assert fits["logistic_thompson"] == fits["thompson_beta"] == ["conversion"]
+    assert set(fits) >= {"linear_thompson", "linear_ucb", "squarecb", "fastcb", "fixed_split"}
+    for name, objectives in fits.items():
+        for objective in objectives:
+            values = with_features(VISITS, policy=name, objective=objective)
+            assert forms.check(values).errors == {}, (name, objective)
 
 
 # ---------------------------------------------------------------- who may do what
@@ -526,14 +676,3 @@ def test_the_bundle_is_built_once(tmp_path: Path) -> None:
     first = built.stat().st_mtime_ns
     assert bundle.path(tmp_path / "cache").stat().st_mtime_ns == first
     assert built.name.startswith(bundle.name())
-
-
-def test_a_form_keeps_the_features_that_it_does_not_show() -> None:
-    features = [
-        {"kind": "number", "key": "visits", "name": "Visits", "scale": 5},
-        {"kind": "category", "key": "channel", "name": "Channel", "values": ["app", "web"]},
-    ]
-    plan = definition(features=features)
-    assert forms.check(forms.fill(plan), key=plan.key).definition == plan
-    damaged = forms.fill(plan) | {"features": "[{"}
-    assert "features" in forms.check(damaged, key=plan.key).errors
