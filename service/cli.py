@@ -98,12 +98,14 @@ def carry(config: Config, _: argparse.Namespace) -> int:
 def learn(config: Config, _: argparse.Namespace) -> int:
     """Run a learner only; any number may run, one works per campaign."""
     from service import db
+    from service.auto import Chooser
     from service.learner import Learner
     from service.supervisor import database_url, follow, until_signalled
 
     url = database_url(config)
-    learner = Learner(db.engine(url))
+    learner, chooser = Learner(db.engine(url)), Chooser(db.engine(url))
     with until_signalled() as stop:
+        threading.Thread(target=chooser.run, args=(stop,), name="chooser", daemon=True).start()
         follow(url, learner.wake, stop, only="log")
         threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
         learner.run(stop)

@@ -428,6 +428,8 @@ RIVALS = {
 }
 """What ``auto`` may choose instead, the weaker assumption beside the stronger one."""
 RIVALS_BY_FEATURES = ("linear_thompson",)
+LEVEL = 0.05
+"""The chance that ``auto`` ever replaces a policy wrongly."""
 
 
 class CampaignDefinition(Document):
@@ -449,7 +451,8 @@ class CampaignDefinition(Document):
     objective: Literal["conversion", "revenue", "profit"] = "profit"
     policy: PolicyChoice = Field(
         default_factory=lambda chosen: PolicyChoice(name=POLICY_FOR[chosen["objective"]]),
-        description="Thompson sampling that fits the objective, unless another policy is named.",
+        description="Thompson sampling that fits the objective, unless another policy is named."
+        " `auto` begins with it and moves to another one when the log shows that it earns more.",
     )
     floor: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.01, description="The least probability every eligible arm keeps."

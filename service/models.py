@@ -310,6 +310,27 @@ class Snapshot(Base):
     retraining: Mapped[Big | None]
 
 
+class Rival(Base):
+    """A policy that may take over a campaign: what it has learnt, and what the log says of it.
+
+    Its state is at a place in the log; its evidence (`bandits.evaluation.choice`) is of decisions
+    up to ``judged_position`` that ``incumbent`` made from its snapshot ``since`` on.
+    """
+
+    __tablename__ = "rivals"
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
+    policy: Mapped[Name] = mapped_column(primary_key=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+    decision_position: Mapped[Big]
+    outcome_position: Mapped[Big]
+    incumbent: Mapped[Name]
+    since: Mapped[Big]
+    judged_position: Mapped[Big]
+    evidence: Mapped[Document]
+    updated_at: Mapped[Now]
+
+
 class Budget(Base):
     """What expired offers gave back of what was reserved for them, up to a place in the log."""
 

@@ -23,8 +23,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
+from service.definition import AUTO
 from service.models import (
     ApiKey,
+    AuditEntry,
     Budget,
     Campaign,
     CampaignRevision,
@@ -33,6 +35,7 @@ from service.models import (
     Outcome,
     Retraining,
     Reward,
+    Rival,
     Snapshot,
 )
 
@@ -47,6 +50,9 @@ TRY_RETRAINING = text("SELECT pg_try_advisory_lock(7310015, :id)")
 """Be the only one who retrains a campaign, until `END_RETRAINING` or the connection ends."""
 
 END_RETRAINING = text("SELECT pg_advisory_unlock(7310015, :id)")
+
+TRY_CHOICE = text("SELECT pg_try_advisory_xact_lock(7310016, :id)")
+"""Be the only one who chooses a campaign's policy until the end of the transaction, if possible."""
 
 LOCK_LOG = text("SELECT pg_advisory_xact_lock(7310014)")
 """Be the only one who appends to the log, so that positions become visible in their order."""
@@ -146,6 +152,46 @@ def newest_retraining(campaign_id: int, *, fitted: bool) -> Query:
     if fitted:
         query = query.where(Retraining.state.is_not(None))
     return query.order_by(Retraining.number.desc()).limit(1)
+
+
+def decisions_to_judge(
+    campaign_id: int, position: int, until: int, *, since: int, before: dt.datetime, limit: int
+) -> Query:
+    """Return decisions that snapshots from ``since`` on drew before a moment, oldest first."""
+    query = decisions_after(campaign_id, position, until, limit).where(
+        Decision.reason == "policy", Decision.snapshot >= since, Decision.decided_at <= before
+    )
+    return query.add_columns(Decision.snapshot)
+
+
+def rivals(campaign_id: int) -> Query:
+    """Return the policies that may take over a campaign, but not their states."""
+    return select(
+        Rival.policy, Rival.decision_position, Rival.outcome_position, Rival.incumbent,
+        Rival.since, Rival.judged_position, Rival.evidence,
+    ).where(Rival.campaign_id == campaign_id).order_by(Rival.policy)  # fmt: skip
+
+
+def rival_state(campaign_id: int, policy: str) -> Query:
+    """Return what a policy that may take over a campaign has learnt."""
+    return select(Rival.state).where(Rival.campaign_id == campaign_id, Rival.policy == policy)
+
+
+def campaigns_to_choose_for() -> Query:
+    """Return the campaigns whose policy is ``auto``, or has been since they were created."""
+    once = CampaignRevision.definition["policy"]["name"].as_string() == AUTO
+    return select(Campaign.id, Campaign.revision).where(
+        Campaign.state.not_in(("draft", "ended")),
+        exists().where(CampaignRevision.campaign_id == Campaign.id, once),
+    )
+
+
+def last_audit(subject: str, action: str) -> Query:
+    """Return when a deed was last done to a subject, and its detail."""
+    query = select(AuditEntry.at, AuditEntry.detail).where(
+        AuditEntry.subject == subject, AuditEntry.action == action
+    )
+    return query.order_by(AuditEntry.id.desc()).limit(1)
 
 
 def reservations_between(
@@ -253,6 +299,13 @@ def newest_versions() -> Query:
         .lateral()
     )
     return select(Campaign.id, newest.c.version).select_from(Campaign).join(newest, text("true"))
+
+
+def snapshot_place(campaign_id: int, version: int) -> Query:
+    """Return how far in the log a snapshot has learnt."""
+    return select(Snapshot.decision_position, Snapshot.outcome_position).where(
+        Snapshot.campaign_id == campaign_id, Snapshot.version == version
+    )
 
 
 def snapshot_states(places: Sequence[tuple[int, int]]) -> Query:

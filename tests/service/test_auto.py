@@ -1,0 +1,287 @@
+"""A campaign that chooses its policy: on evidence only, told in the audit log, exact throughout."""
+
+import datetime as dt
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from sqlalchemy import Engine, select
+
+from bandits import artefact
+from service import auto, campaigns, db, decide, outcomes, queries
+from service.config import Config
+from service.errors import Invalid
+from service.learner import Place, advance, batch_of, credits_of
+from service.messages import DecisionRequest, OutcomeRequest
+from service.models import AuditEntry, Decision
+from service.replay import replay
+from service.verify import verify
+from tests.loop import Loop, definition, running
+
+LATER = dt.timedelta(days=30)
+CHANNELS = ("app", "mail", "web")
+FEATURES: list[dict[str, Any]] = [
+    {"kind": "category", "key": "channel", "name": "Channel", "values": list(CHANNELS)}
+]
+CHOOSING: dict[str, Any] = {
+    "objective": "conversion",
+    "policy": {"name": "auto"},
+    "features": FEATURES,
+    "segments": [],
+    "floor": 0.05,
+}
+LIKES = dict(zip(CHANNELS, ("none", "ten", "twenty"), strict=True))
+
+
+@pytest.fixture
+def loop(config: Config, engine: Engine) -> Iterator[Loop]:
+    with running(config, engine) as made:
+        yield made
+
+
+def shop(loop: Loop, visits: int, *, liked: float, other: float = 0.1) -> None:
+    """Send visitors who buy with another chance if they get what their channel likes."""
+    chance = loop.random
+    channels = [chance.choice(CHANNELS) for _ in range(visits)]
+    asked = [
+        DecisionRequest(campaign="spring", unit=f"u-{chance.random()}", attributes={"channel": one})
+        for one in channels
+    ]
+    bought = []
+    for channel, reply in zip(channels, decide.decide(loop.runtime, asked), strict=True):
+        if chance.random() < (liked if reply.arm == LIKES[channel] else other):
+            told = {"event_id": f"buys-{reply.decision_id}", "decision_id": reply.decision_id}
+            told |= {"kind": "purchased", "revenue_minor": 3000}
+            bought.append(OutcomeRequest.model_validate(told))
+    if bought:
+        outcomes.record(loop.runtime, bought)
+
+
+def live(loop: Loop, campaign: int, rounds: int, **world: float) -> int | None:
+    """Shop, learn and look, round by round; return the decisions until the policy changed."""
+    chooser = auto.Chooser(loop.engine)
+    before = serving(loop)
+    for number in range(rounds):
+        shop(loop, 125, **world)
+        loop.carry()
+        loop.learn(campaign)
+        while chooser.step(now=dt.datetime.now(dt.UTC) + LATER):
+            pass
+        loop.carry()
+        if serving(loop) != before:
+            return (number + 1) * 125
+    return None
+
+
+def serving(loop: Loop) -> str:
+    return loop.live.policy.name
+
+
+def switches(loop: Loop) -> list[AuditEntry]:
+    with db.transaction(loop.engine) as session:
+        query = select(AuditEntry).where(AuditEntry.action == "campaign.policy")
+        return list(session.scalars(query.order_by(AuditEntry.id)))
+
+
+def test_a_better_policy_takes_over_and_all_of_the_log_replays(loop: Loop) -> None:
+    campaign = loop.launch(**CHOOSING)
+    assert serving(loop) == "thompson_hierarchical"
+    needed = live(loop, campaign, 40, liked=0.6)
+    assert serving(loop) == "linear_thompson"
+    (entry,) = switches(loop)
+    assert (entry.actor, entry.subject) == ("auto", "campaign:spring")
+    told = entry.detail
+    assert (told["from"], told["to"]) == ("thompson_hierarchical", "linear_thompson")
+    assert (told["why"], told["level"], told["snapshot"]) == ("better", 0.025, loop.live.version)
+    assert 250 <= told["decisions"] <= (needed or 0)
+    assert 0 < told["low"] < told["gain"] < told["high"] < 1
+    assert told["e_value"] >= 40
+    shop(loop, 100, liked=0.6)
+    report_late(loop, campaign)
+    found = verify(loop.engine, "spring", sample=1000)
+    assert found.holds
+    assert found.replayed == (needed or 0) + 100
+    with db.transaction(loop.engine) as session:
+        drawn = session.scalars(select(Decision).where(Decision.reason == "policy")).all()
+        assert {one.snapshot >= told["snapshot"] for one in drawn} == {True, False}
+        # The later ones replay by the channel, so it is the new policy that replays them.
+        last = max(drawn, key=lambda one: one.position)
+        last.context = [*last.context[1:], last.context[0]]
+        session.flush()
+        assert not replay(session, last.id).same
+        session.rollback()
+
+
+def report_late(loop: Loop, campaign: int) -> None:
+    """Let outcomes come for decisions that were made before the switch, and learn them."""
+    with db.transaction(loop.engine) as session:
+        old = session.scalars(select(Decision.id).order_by(Decision.position).limit(20)).all()
+    for number, decision in enumerate(old):
+        told: dict[str, Any] = {"event_id": f"late-{number}", "decision_id": str(decision)}
+        told |= {"kind": "purchased", "revenue_minor": 1000}
+        outcomes.record(loop.runtime, [OutcomeRequest.model_validate(told)])
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+
+
+def test_where_no_arm_is_better_for_anybody_nothing_changes(loop: Loop) -> None:
+    campaign = loop.launch(**CHOOSING)
+    assert live(loop, campaign, 16, liked=0.1) is None
+    assert serving(loop) == "thompson_hierarchical"
+    assert switches(loop) == []
+    with loop.engine.connect() as connection:
+        judged = {row.policy: row.evidence for row in connection.execute(queries.rivals(campaign))}
+        positions = [row.position for row in connection.execute(drawn(campaign)).all()]
+        rivals = connection.execute(queries.rivals(campaign)).all()
+    assert judged.keys() == {"thompson_beta", "linear_thompson"}
+    assert all(evidence["rows"] >= 1500 for evidence in judged.values())
+    for row in rivals:
+        block = positions[: positions.index(row.judged_position) + 1][-auto.BLOCK :]
+        assert 0 < row.decision_position < block[0], "it was judged by what it had learnt"
+
+
+def drawn(campaign: int) -> queries.Query:
+    return queries.decisions_after(campaign, 0, None, 10_000)
+
+
+@pytest.mark.parametrize("moment", ["learner.advance", "learner.publish"])
+def test_a_kill_before_or_during_the_change_is_made_good(
+    loop: Loop, database_url: str, moment: str
+) -> None:
+    campaign = loop.launch(**CHOOSING)
+    chooser = auto.Chooser(loop.engine)
+    assert not chooser.step(), "it begins with what it sees first"
+    for _ in range(6):
+        shop(loop, 125, liked=0.6)
+        loop.carry()
+        loop.learn(campaign)
+        loop.carry()
+    script = (
+        "import datetime as dt, os, signal\n"
+        "from service import auto, db, learner\n"
+        "now = dt.datetime.now(dt.UTC) + dt.timedelta(days=30)\n"
+        f"chooser = auto.Chooser(db.engine({database_url!r}))\n"
+        f"real, calls = {moment}, []\n"
+        "def deadly(*args, **kwargs):\n"
+        "    result, _ = real(*args, **kwargs), calls.append(1)\n"
+        f"    if len(calls) == {3 if moment == 'learner.advance' else 1}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return result\n"
+        f"{moment} = deadly\n"
+        "while chooser.step(now=now): pass\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=os.getcwd(), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    loop.carry()
+    assert serving(loop) == "thompson_hierarchical"
+    assert loop.decide("ana")[0].reason == "policy"
+    while chooser.step(now=dt.datetime.now(dt.UTC) + LATER):
+        pass
+    loop.carry()
+    assert serving(loop) == "linear_thompson"
+    assert len(switches(loop)) == 1
+    assert loop.decide("bea")[0].reason == "policy"
+    loop.carry()
+    loop.learn(campaign)
+    assert verify(loop.engine, "spring", sample=300).holds
+
+
+def test_a_person_may_name_a_policy_again_and_auto_needs_new_evidence(loop: Loop) -> None:
+    campaign = loop.launch(**CHOOSING)
+    assert live(loop, campaign, 40, liked=0.6)
+    edit(loop, {"name": "thompson_beta"})
+    assert serving(loop) == "linear_thompson", "its successor's state is not there yet"
+    shop(loop, 50, liked=0.6)
+    loop.carry()
+    loop.learn(campaign)
+    chooser = auto.Chooser(loop.engine)
+    while chooser.step():
+        pass
+    loop.carry()
+    assert serving(loop) == "thompson_beta"
+    assert switches(loop)[-1].detail["why"] == "named"
+    shop(loop, 50, liked=0.6)
+    loop.carry()
+    loop.learn(campaign)
+    assert verify(loop.engine, "spring", sample=1000).holds
+    edit(loop, {"name": "auto"})
+    while chooser.step(now=dt.datetime.now(dt.UTC) + LATER):
+        pass
+    loop.carry()
+    assert serving(loop) == "thompson_beta", "what is known of it is older than it"
+    assert live(loop, campaign, 40, liked=0.6)
+    assert serving(loop) == "linear_thompson"
+    assert len(switches(loop)) == 3
+
+
+def edit(loop: Loop, policy: dict[str, Any]) -> None:
+    wanted = definition(**CHOOSING | {"policy": policy})
+    with db.transaction(loop.engine) as session:
+        campaigns.update(session, "spring", wanted, actor="test")
+    loop.carry()
+
+
+def test_a_rival_knows_what_a_rebuild_knows_in_whatever_pieces_it_learnt(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = loop.launch(**CHOOSING)
+    places = []
+    for _ in range(3):
+        shop(loop, 60, liked=0.6)
+        report_late(loop, campaign)
+        with loop.engine.connect() as connection:
+            row = connection.execute(queries.newest_snapshot(campaign)).one()
+            places.append(Place(row.decision_position, row.outcome_position))
+    monkeypatch.setattr("service.learner.CHUNK", 17)
+    plan = definition(**CHOOSING).served_by("linear_thompson")
+    state, place = plan.build_policy().init(), Place(0, 0)
+    with loop.engine.connect() as connection:
+        for goal in places:
+            while place != goal:
+                state, place = advance(connection, campaign, plan, state, place, goal)
+            whole = rebuild_as(connection, campaign, plan, goal)
+            assert artefact.digest(state) == artefact.digest(whole)
+
+
+def rebuild_as(connection: Any, campaign: int, plan: Any, goal: Place) -> Any:
+    """Learn the log as it stands at a place from nothing, in one piece."""
+    rows = connection.execute(queries.decisions_after(campaign, 0, goal.decision, 10_000)).all()
+    credits = credits_of(connection, rows, goal.outcome)
+    policy = plan.build_policy()
+    return policy.update(policy.init(), batch_of(plan, rows, credits))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"policy": {"name": "auto", "options": {"explore": 1}}}, "policy: auto has no options"),
+        ({"policy": {"name": "auto"}, "floor": 0}, "floor: must be above 0"),
+    ],
+)
+def test_what_auto_cannot_work_with_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        definition(**changes)
+
+
+def test_what_may_be_chosen_follows_objective_and_features() -> None:
+    chosen = {"policy": {"name": "auto"}}
+    assert definition(**chosen).choices == ("thompson_hierarchical", "thompson_profit")
+    plan = definition(**chosen, objective="revenue", features=FEATURES)
+    assert plan.choices == ("thompson_gaussian", "thompson_hierarchical", "linear_thompson")
+    assert definition().choices == ("thompson_hierarchical",)
+
+
+def test_a_launched_campaign_may_come_to_auto_only_with_sums_that_it_can_read(loop: Loop) -> None:
+    loop.launch(**CHOOSING | {"policy": {"name": "linear_ucb"}})
+    with pytest.raises(Invalid, match="policy"):
+        edit(loop, {"name": "auto"})
+    loop.launch(**CHOOSING | {"key": "summer", "policy": {"name": "linear_thompson"}})
+    wanted = definition(**CHOOSING | {"key": "summer"})
+    with db.transaction(loop.engine) as session:
+        assert campaigns.update(session, "summer", wanted, actor="test").revision == 2
