@@ -100,12 +100,15 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     from service import db
     from service.auto import Chooser
     from service.learner import Learner
+    from service.retraining import Retrainer
     from service.supervisor import database_url, follow, until_signalled
 
     url = database_url(config)
     learner, chooser = Learner(db.engine(url)), Chooser(db.engine(url))
+    retrainer = Retrainer(db.engine(url))
     with until_signalled() as stop:
         threading.Thread(target=chooser.run, args=(stop,), name="chooser", daemon=True).start()
+        threading.Thread(target=retrainer.run, args=(stop,), name="retrainer", daemon=True).start()
         follow(url, learner.wake, stop, only="log")
         threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
         learner.run(stop)

@@ -586,6 +586,13 @@ class CampaignDefinition(Document):
         """Whether the policy (that of ``auto``: the first) looks at the features."""
         return policies.describe(self.choices[0]).contextual
 
+    @cached_property
+    def retrains(self) -> bool:
+        """Whether a policy that may serve does not learn by counting alone."""
+        auto = self.policy.name == AUTO
+        plans = [self.served_by(name) for name in self.choices] if auto else [self]
+        return any(plan.build_policy().retrain is not None for plan in plans)
+
     @property
     def default_index(self) -> int:
         """The place of the default arm."""
@@ -629,7 +636,7 @@ class CampaignDefinition(Document):
         timed = time_options.NAMES & self.policy.options.keys()
         if timed:
             raise ValueError(f"{min(timed)}: campaigns do not learn per time bucket yet")
-        policy = policies.make(
+        return policies.make(
             name,
             arms=len(self.arms),
             segments=len(self.segment_keys),
@@ -637,12 +644,6 @@ class CampaignDefinition(Document):
             backend=backend,
             **(self.prior_options(name) | self.policy.options),
         )
-        if policy.retrain is not None:
-            raise ValueError(
-                f"{name} must be retrained, which campaigns do not do yet:"
-                " choose linear_thompson or linear_ucb"
-            )
-        return policy
 
     def depths(self) -> list[list[float]]:
         """Return (S, A) what offers cost on a typical basket, as a share of it."""

@@ -143,15 +143,37 @@ def randomised_count(
     return select(func.count().label("count")).select_from(some.subquery())
 
 
-def newest_retraining(campaign_id: int, *, fitted: bool) -> Query:
-    """Return a campaign's newest retraining, or the newest one that fitted something."""
-    query = select(
-        Retraining.number, Retraining.decision_position, Retraining.rows, Retraining.error,
-        Retraining.started_at, Retraining.finished_at,
-    ).where(Retraining.campaign_id == campaign_id)  # fmt: skip
-    if fitted:
-        query = query.where(Retraining.state.is_not(None))
-    return query.order_by(Retraining.number.desc()).limit(1)
+_ITS_RETRAINING = and_(
+    Retraining.campaign_id == Snapshot.campaign_id, Retraining.number == Snapshot.retraining
+)
+
+
+def newest_retraining(campaign_id: int) -> Query:
+    """Return a campaign's newest attempt at retraining, and how long ago it ended or began."""
+    last = func.coalesce(Retraining.finished_at, Retraining.started_at)
+    return (
+        select(
+            Retraining.number, Retraining.started_at, Retraining.error,
+            Retraining.state.is_not(None).label("fitted"), (func.now() - last).label("ago"),
+        )
+        .where(Retraining.campaign_id == campaign_id)
+        .order_by(Retraining.number.desc())
+        .limit(1)
+    )  # fmt: skip
+
+
+def retrained_at(campaign_id: int) -> Query:
+    """Return the newest snapshot's place, and the rows and place of what it counts on from."""
+    return (
+        select(
+            Snapshot.decision_position, func.coalesce(Retraining.rows, 0).label("rows"),
+            func.coalesce(Retraining.decision_position, 0).label("since"),
+        )
+        .outerjoin(Retraining, _ITS_RETRAINING)
+        .where(Snapshot.campaign_id == campaign_id)
+        .order_by(Snapshot.version.desc())
+        .limit(1)
+    )  # fmt: skip
 
 
 def decisions_to_judge(
@@ -267,11 +289,6 @@ def rewards_of(ids: Sequence[uuid.UUID]) -> Query:
         Reward.decision_id, Reward.conversions, Reward.revenue_minor, Reward.discount_minor,
         Reward.profit_minor, Reward.late,
     ).where(Reward.decision_id == func.any(list(ids)))  # fmt: skip
-
-
-_ITS_RETRAINING = and_(
-    Retraining.campaign_id == Snapshot.campaign_id, Retraining.number == Snapshot.retraining
-)
 
 
 def newest_snapshot(campaign_id: int) -> Query:

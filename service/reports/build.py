@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from bandits.evaluation import aipw, regret, srm
 from bandits.posteriors.summary import curves
+from service import queries
 from service.definition import CampaignDefinition, money
 from service.errors import UnknownCampaign
 from service.models import Campaign, Snapshot
@@ -40,6 +41,8 @@ class Material:
     campaign: Campaign
     definition: CampaignDefinition
     snapshot: Snapshot | None
+    trouble: str | None
+    """Why the newest retraining failed."""
     outcomes: Mapping[str, int]
     log: Log
     drawn: Log
@@ -92,6 +95,7 @@ def gather(session: Session, key: str, now: dt.datetime) -> Material:
         raise UnknownCampaign(key)
     definition = CampaignDefinition.model_validate(campaign.definition)
     newest = select(Snapshot).where(Snapshot.campaign_id == campaign.id)
+    tried = session.execute(queries.newest_retraining(campaign.id)).one_or_none()
     whole = log.read(session, campaign.id, definition)
     drawn = whole.where((whole.kind == POLICY) | (whole.kind == STICKY))
     reward = drawn.reward(definition.objective)
@@ -103,6 +107,7 @@ def gather(session: Session, key: str, now: dt.datetime) -> Material:
         campaign=campaign,
         definition=definition,
         snapshot=session.scalar(newest.order_by(Snapshot.version.desc()).limit(1)),
+        trouble=tried.error if tried else None,
         outcomes=log.outcome_counts(session, campaign.id),
         log=whole,
         drawn=drawn,
@@ -521,7 +526,7 @@ def _health(material: Material) -> fields.Health:
     sample = _effective(material)
     notes = _notes(material, alarm, sample)
     return fields.Health(
-        ok=not alarm,
+        ok=not alarm and material.trouble is None,
         srm_p_value=ratio.p_value if len(fresh) else None,
         srm_alarm=alarm,
         effective_sample_size=sample,
@@ -546,6 +551,8 @@ def _effective(material: Material) -> float | None:
 def _notes(material: Material, alarm: bool, sample: float | None) -> tuple[str, ...]:
     maturity, definition = _maturity(material), material.definition
     conditions = {
+        f"The policy could not be retrained: {material.trouble}. What was learnt before serves on;"
+        " it is tried again every few minutes.": material.trouble is not None,
         "Arms were not served as often as the logged probabilities say: something changes offers"
         " after they are drawn, or logs wrongly. Estimates cannot be trusted.": alarm,
         "Some visitors can still buy within the attribution window; figures may rise. Offers that"

@@ -130,7 +130,10 @@ def test_the_hierarchical_policy_is_told_the_offers_terms() -> None:
     assert set(rate.prior_options("thompson_hierarchical")) == {"depth"}
 
 
-def test_a_policy_that_must_be_retrained_is_refused() -> None:
+def test_a_definition_tells_whether_its_policy_is_retrained() -> None:
     features = [{"kind": "boolean", "key": "member", "name": "Member"}]
-    with pytest.raises(ValidationError, match="choose linear_thompson"):
-        definition(features=features, policy={"name": "trees_thompson"})
+    trees = {"name": "squarecb", "options": {"regressor": "trees"}}
+    for policy in ({"name": "trees_thompson"}, {"name": "neural_linear"}, trees):
+        assert definition(features=features, policy=policy).retrains
+    for policy in ({"name": "squarecb"}, {"name": "auto"}):
+        assert not definition(features=features, policy=policy).retrains
