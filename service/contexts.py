@@ -3,15 +3,32 @@
 A pure function of the definition and the attributes. Each feature takes one place (a category one
 per value), in the order of the definition, quantised once (`bandits.features`) and logged with the
 decision: what learns and what replays reads the log, never the attributes again. What is missing
-or of another type becomes the feature's default, and nothing here fails a checkout.
+or of another type becomes the feature's default, which the log says too, and nothing here fails a
+checkout.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from bandits import features
+from bandits.types import FEATURE_LIMIT
 from service.definition import BooleanFeature, CampaignDefinition, CategoryFeature, Feature
+
+
+class Told(NamedTuple):
+    """One feature of a logged context: the value that was used, and the same in words.
+
+    ``value`` is None for a category that was none of its values; ``cut`` says that a number lay
+    beyond what a feature can hold, so the nearest that it can was used.
+    """
+
+    key: str
+    name: str
+    value: float | str | bool | None
+    words: str
+    cut: bool
 
 
 def encode(definition: CampaignDefinition, attributes: Mapping[str, object]) -> tuple[int, ...]:
@@ -26,15 +43,32 @@ def encode(definition: CampaignDefinition, attributes: Mapping[str, object]) -> 
     return tuple(features.quantise(np.array(found, dtype=np.float64)).tolist())
 
 
-def told(definition: CampaignDefinition, context: Sequence[int]) -> list[tuple[str, str]]:
-    """Return a logged context in words: each feature's name, and the value that was used."""
-    words, place = [], 0
+def filled(definition: CampaignDefinition, attributes: Mapping[str, object]) -> list[str]:
+    """Return the keys of the features whose default was used, because nothing fit was told."""
+    return [
+        feature.key
+        for feature in definition.features
+        if not _known(feature, attributes.get(feature.key))
+    ]
+
+
+def told(definition: CampaignDefinition, context: Sequence[int]) -> list[Told]:
+    """Return a logged context in words, feature by feature."""
+    found, place = [], 0
     for feature in definition.features:
-        part = [one / features.ONE for one in context[place : place + feature.width]]
+        part = context[place : place + feature.width]
         place += feature.width
         if len(part) == feature.width:
-            words.append((feature.name, _words(feature, part)))
-    return words
+            found.append(_told(feature, part))
+    return found
+
+
+def _known(feature: Feature, value: object) -> bool:
+    if isinstance(feature, CategoryFeature):
+        return isinstance(value, str)
+    if isinstance(feature, BooleanFeature):
+        return isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 def _numbers(feature: Feature, value: object) -> list[float]:
@@ -42,14 +76,18 @@ def _numbers(feature: Feature, value: object) -> list[float]:
         return [float(isinstance(value, str) and value == one) for one in feature.values]
     if isinstance(feature, BooleanFeature):
         return [float(value if isinstance(value, bool) else feature.default)]
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**53
-    number = float(value) if known else feature.default  # type: ignore[arg-type]
+    number = float(value) if _known(feature, value) else feature.default  # type: ignore[arg-type]
     return [(number - feature.centre) / feature.scale]
 
 
-def _words(feature: Feature, part: list[float]) -> str:
+def _told(feature: Feature, part: Sequence[int]) -> Told:
+    key, name = feature.key, feature.name
     if isinstance(feature, CategoryFeature):
-        return feature.values[part.index(1.0)] if 1.0 in part else "none of its values"
+        value = feature.values[part.index(features.ONE)] if features.ONE in part else None
+        return Told(key, name, value, value or "none of its values", cut=False)
     if isinstance(feature, BooleanFeature):
-        return "yes" if part[0] else "no"
-    return f"{part[0] * feature.scale + feature.centre:.4g}"
+        return Told(key, name, bool(part[0]), "yes" if part[0] else "no", cut=False)
+    number = part[0] / features.ONE * feature.scale + feature.centre
+    cut = abs(part[0]) >= FEATURE_LIMIT
+    beyond = (" or more" if part[0] > 0 else " or less") if cut else ""
+    return Told(key, name, number, f"{number:.4g}{beyond}", cut)

@@ -25,6 +25,7 @@ import orjson
 import structlog
 
 from service import contexts
+from service.definition import CampaignDefinition
 from service.eligibility import held_out, mask_bits, masked, segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionReply, DecisionRequest
@@ -220,7 +221,7 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
         segment=segment,
         mask=mask,
         context=contexts.encode(definition, attributes),
-        why={"masked": reasons},
+        why=_why(definition, reasons, attributes),
         # Stands if the campaign does not run; "running" is replaced below.
         reason=campaign.state_at(default.decided_at),
     )
@@ -231,6 +232,18 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
     if mask == 0:
         return replace(draft, reason="no_eligible_arm")
     return _randomise(runtime, draft)
+
+
+def _why(
+    definition: CampaignDefinition, reasons: Mapping[str, str], attributes: Mapping[str, object]
+) -> dict[str, Any]:
+    """Return what the log says besides: why arms were masked, which features were filled in."""
+    masks = {"masked": reasons}
+    return (
+        masks | {"filled": contexts.filled(definition, attributes)}
+        if definition.features
+        else masks
+    )
 
 
 def _attributes(runtime: Runtime, request: DecisionRequest, unit: bytes) -> Mapping[str, object]:

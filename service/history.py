@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service import contexts
 from service.definition import CampaignDefinition
 from service.errors import FieldError, Invalid, UnknownDecision
 from service.models import (
@@ -24,6 +25,7 @@ from service.models import (
     Reward,
     Snapshot,
 )
+from service.snapshots import LiveCampaign
 
 REASONS = {
     "policy": "The policy drew this arm.",
@@ -116,6 +118,9 @@ class Explanation:
     outcomes: tuple[Outcome, ...]
     reward: Reward | None
     snapshot: Snapshot | None
+    context: tuple[contexts.Told, ...]
+    filled: frozenset[str] | None
+    """Keys of the features whose default was used; None where the log does not say."""
 
 
 def explain(session: Session, decision_id: uuid.UUID) -> Explanation:
@@ -137,7 +142,43 @@ def explain(session: Session, decision_id: uuid.UUID) -> Explanation:
         outcomes=tuple(outcomes),
         reward=session.get(Reward, decision.id),
         snapshot=session.get(Snapshot, (decision.campaign_id, decision.snapshot)),
+        context=tuple(contexts.told(plan, decision.context)),
+        filled=frozenset(decision.why["filled"]) if "filled" in decision.why else None,
     )
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What a context did for the arm that was drawn: its probability, had less been known.
+
+    ``without`` has one entry per feature, in the order of the definition: that feature alone is
+    taken to be unknown. ``blind`` takes all of them to be unknown.
+    """
+
+    without: tuple[float, ...]
+    blind: float
+
+
+def influence(explanation: Explanation, live: LiveCampaign) -> Influence | None:
+    """Recompute the draw as it would have been had features been unknown.
+
+    ``live`` is the campaign as it was then (`service.replay`). None where the policy did not draw
+    by the context.
+    """
+    made, plan = explanation.decision, explanation.definition
+    if made.reason != "policy" or not live.served.contextual:
+        return None
+    unknown = contexts.encode(plan, {})
+
+    def chance(context: Sequence[int]) -> float:
+        return float(live.simplex(made.segment, made.mask, context)[made.arm])
+
+    without, place = [], 0
+    for feature in plan.features:
+        end = place + feature.width
+        without.append(chance((*made.context[:place], *unknown[place:end], *made.context[end:])))
+        place = end
+    return Influence(tuple(without), chance(unknown))
 
 
 def definition_at(session: Session, campaign: Campaign, revision: int) -> CampaignDefinition:

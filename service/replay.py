@@ -33,6 +33,8 @@ class Replay:
     snapshot: int
     logged: Choice
     recomputed: Choice
+    live: LiveCampaign
+    """The campaign as it was then."""
 
     @property
     def same(self) -> bool:
@@ -62,6 +64,7 @@ def replay(session: Session, decision_id: uuid.UUID) -> Replay:
         snapshot=decision.snapshot,
         logged=Choice(decision.arm, decision.propensity, tuple(decision.simplex)),
         recomputed=recomputed,
+        live=live,
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from bandits import policies
 from service import campaigns
-from service.definition import CampaignDefinition, money
+from service.definition import AUTO, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
 from service.views import console_features as features
@@ -144,6 +144,8 @@ def subtitle(plan: CampaignDefinition) -> str:
     parts = [f"{len(plan.arms)} offers", OBJECTIVES[plan.objective][0].lower()]
     if segments > 1:
         parts.insert(1, f"{segments} segments")
+    if plan.features:
+        parts.insert(-1, f"{len(plan.features)} feature{'s' if len(plan.features) > 1 else ''}")
     return " · ".join(parts)
 
 
@@ -384,7 +386,7 @@ def _overridden(values: Values) -> list[bool]:
 
 
 _GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("", "", (forms.USUAL,)),
+    ("", "", (forms.USUAL, AUTO)),
     (
         "For each customer, by features",
         "Two customers of one segment can get different offers. These need at least one feature,"
@@ -423,10 +425,11 @@ def _policies(form: Values, errors: dict[str, str]) -> list[WayGroup]:
 
 
 def _policy(name: str, form: Values, errors: dict[str, str]) -> dict[str, Any]:
-    if name == forms.USUAL:
-        told, objectives = words.USUAL_WAY, list(OBJECTIVES)
-    else:
-        told, objectives = words.policy(name), list(policies.describe(name).objectives)
+    told, objectives = words.USUAL_WAY, list(OBJECTIVES)
+    if name != forms.USUAL:
+        told = words.policy(name)
+    if name in policies.NAMES:
+        objectives = list(policies.describe(name).objectives)
     if name == "thompson_profit":
         objectives = ["profit"]  # its prior is the profit of a sale: see `build_policy`
     fields = [f"policy-{name}-{option.name}" for option in forms.options_of(name)]
@@ -551,7 +554,7 @@ def warnings(plan: CampaignDefinition) -> list[str]:
     for arm in plan.arms:
         if arm.enabled and arm.offer.discount_minor(plan.basket_minor) > margin:
             found.append(f"“{arm.name}” costs more than the margin of a typical basket.")
-    if plan.features and not plan.contextual:
+    if plan.features and not plan.contextual and plan.policy.name != AUTO:
         found.append(
             "The features are written down but not looked at: choose a way “by features” if offers"
             " should differ by them."

@@ -132,11 +132,14 @@ def _written(feature: Feature) -> dict[str, str]:
 
 def sentence(feature: Feature) -> str:
     """Return a feature in words, for a list of them."""
+    name = (
+        feature.name if feature.name == called(feature.key) else f"{feature.name} ({feature.key})"
+    )
     if isinstance(feature, CategoryFeature):
-        return f"{feature.name}: {_or(feature.values)}"
+        return f"{name}: {_or(feature.values)}"
     if isinstance(feature, BooleanFeature):
-        return f"{feature.name}: yes or no, {'yes' if feature.default else 'no'} if unknown"
-    told = f"{feature.name}: a number, typically {feature.centre:g} ± {feature.scale:g}"
+        return f"{name}: yes or no, {'yes' if feature.default else 'no'} if unknown"
+    told = f"{name}: a number, typically {feature.centre:g} ± {feature.scale:g}"
     return told if feature.default == feature.centre else f"{told}, {feature.default:g} if unknown"
 
 

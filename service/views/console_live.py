@@ -1,5 +1,6 @@
 """The live page of a campaign: verdict, key figures, charts and the offers of every segment."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from markupsafe import escape
 from service import campaigns, charts
 from service.reports import Report, campaign_report
 from service.reports.fields import ArmRow, Estimate, SegmentReport
+from service.views import console_features as features
 from service.views import console_words as words
 from service.views.console_base import Recent, Reply, database, page, render
 from service.views.console_campaigns import frame
@@ -70,7 +72,9 @@ def live(key: str) -> Reply:
     report = None if campaign.state == "draft" else _report(key)
     if report is None:
         return render("live.html", **shown, report=None)
-    return render("live.html", **shown, **_view(report, shown["plan"].zone))
+    attributes = json.dumps(features.example(shown["plan"].features), ensure_ascii=False)
+    view = _view(report, shown["plan"].zone)
+    return render("live.html", **shown, **view, attributes=attributes)
 
 
 @page("/campaigns/<key:key>/live.json", needs="read")

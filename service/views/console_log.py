@@ -3,6 +3,7 @@
 import datetime as dt
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flask
@@ -10,7 +11,8 @@ from flask import request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import campaigns, history, replay, security
+from bandits import sampling
+from service import campaigns, contexts, history, replay, security
 from service.definition import EVERYONE, CampaignDefinition
 from service.errors import UnknownDecision
 from service.models import Campaign, Decision, Reward
@@ -20,6 +22,8 @@ from service.views.console_base import PAGE_SIZE, Reply, database, page, render,
 from service.views.console_campaigns import frame
 
 _ANY = ("", "Any")
+NOTABLE = 0.01
+"""A difference between probabilities that is worth a word."""
 _MASKS = {
     "disabled": "Switched off",
     "excluded for the segment": "Not for this segment",
@@ -170,7 +174,10 @@ def decision(decision_id: uuid.UUID) -> Reply:
     """Show why one decision fell as it did, and repeat its draw."""
     with database() as session:
         told = history.explain(session, decision_id)
-        repeated = _repeat(session, decision_id)
+        repeated, said = _repeat(session, decision_id)
+        influence = None
+        if repeated is not None and repeated.same:
+            influence = history.influence(told, repeated.live)
     made, plan = told.decision, told.definition
     return render(
         "decision.html",
@@ -178,10 +185,12 @@ def decision(decision_id: uuid.UUID) -> Reply:
         chosen=plan.arms[made.arm],
         sentence=_why(told),
         arms=_chances(told),
-        facts=_facts(told),
+        draw=_draw(told, repeated),
+        context=_context(told, influence),
+        facts=_facts(told, repeated),
         outcomes=told.outcomes,
         counts_until=history.outcomes_until(told),
-        replay=repeated,
+        replay=said,
     )
 
 
@@ -206,9 +215,87 @@ def _why(told: history.Explanation) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The number that drew the arm, and the stretch between 0 and 1 that it fell into."""
+
+    number: float
+    low: float
+    high: float
+    origin: uuid.UUID | None
+    """The earlier decision whose draw the customer keeps."""
+
+
+def _draw(told: history.Explanation, repeated: replay.Replay | None) -> Draw | None:
+    """Return the draw of a decision; None where nothing was drawn or it cannot be repeated."""
+    if repeated is None or repeated.drawn_as is None or not repeated.same:
+        return None
+    made = told.decision
+    low = sum(made.simplex[: made.arm])
+    origin = repeated.drawn_as if repeated.drawn_as != made.id else None
+    number = sampling.uniform(told.campaign.seed, repeated.drawn_as.bytes)
+    return Draw(number, low, low + made.propensity, origin)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What was known of the customer: a sentence, and a row per feature."""
+
+    reading: str
+    rows: tuple[dict[str, Any], ...]
+    compared: bool
+    """Whether the rows say what the chance would have been without them."""
+
+
+def _context(told: history.Explanation, influence: history.Influence | None) -> Context | None:
+    if not told.context:
+        return None
+    rows = tuple(
+        {
+            "name": one.name,
+            "key": one.key,
+            "value": one.words if isinstance(one.value, float | str) else one.words.capitalize(),
+            "note": _note(one, told.filled),
+            "without": influence.without[place] if influence else 0.0,
+            "percent": f"{100 * influence.without[place]:.2f} %" if influence else "",
+        }
+        for place, one in enumerate(told.context)
+    )
+    return Context(_reading(told, influence), rows, influence is not None)
+
+
+def _note(one: contexts.Told, filled: frozenset[str] | None) -> str:
+    if filled is not None and one.key in filled:
+        return "Not told: taken as if unknown"
+    return "Beyond what counts: cut off here" if one.cut else ""
+
+
+def _reading(told: history.Explanation, influence: history.Influence | None) -> str:
+    if told.decision.reason == "sticky":
+        return "Written down, but not looked at: the customer keeps an earlier draw."
+    if told.decision.reason != "policy":
+        return "Written down, but not looked at: nothing was drawn."
+    if influence is None:
+        return "Written down, but this way of sharing customers out does not look at it."
+    chance, offer = told.decision.propensity, told.definition.arms[told.decision.arm].name
+    gains = [chance - without for without in influence.without]
+    best = max(range(len(gains)), key=gains.__getitem__)
+    blind = f"Knowing none of this, the chance would have been {words.percent(influence.blind)}."
+    if gains[best] >= NOTABLE:
+        one = told.context[best]
+        return (
+            f"“{one.name}: {one.words}” spoke most for “{offer}”: without it, the chance would have"
+            f" been {words.percent(influence.without[best])} instead of {words.percent(chance)}."
+            f" {blind}"
+        )
+    if min(gains) <= -NOTABLE:
+        return f"What was known spoke against “{offer}”, and it was drawn all the same. {blind}"
+    return f"No single feature moved the chance of “{offer}” by a percentage point. {blind}"
+
+
 def _chances(told: history.Explanation) -> list[dict[str, Any]]:
     made = told.decision
-    found = []
+    found, start = [], 0.0
     for place, arm in enumerate(told.arms):
         offer = told.definition.offer(made.segment, place)
         masked = arm.masked or ("" if arm.eligible else "Not eligible")
@@ -218,22 +305,26 @@ def _chances(told: history.Explanation) -> list[dict[str, Any]]:
                 "name": arm.name,
                 "offer": offer.label(told.definition.currency),
                 "value": arm.probability,
-                "probability": words.percent(arm.probability, 2),
+                "start": start,
+                "probability": f"{100 * arm.probability:.2f} %",
                 "chosen": place == made.arm,
                 "masked": _MASKS.get(masked, masked.capitalize()),
             }
         )
+        start += arm.probability
     return found
 
 
-def _facts(told: history.Explanation) -> list[tuple[str, str]]:
+def _facts(told: history.Explanation, repeated: replay.Replay | None) -> list[tuple[str, str]]:
     made, plan = told.decision, told.definition
+    policy = (repeated.live.served if repeated else plan).policy.name
     facts = [
         ("When", words.moment(made.decided_at, plan.zone, seconds=True)),
         ("How", words.REASONS.get(made.reason, made.reason)),
         ("Holdout", "Yes" if made.reason == "holdout" else "No"),
         ("Segment", segment_name(plan, plan.segment_keys[made.segment])),
         ("Offer valid until", words.moment(made.expires_at, plan.zone)),
+        ("Policy", f"{words.policy(policy).title} ({policy})"),
         ("Snapshot", _version(told)),
         ("Revision of the plan", str(made.revision)),
         ("Customer", f"{made.unit.hex()} (pseudonym)"),
@@ -256,21 +347,23 @@ def _time(when: dt.datetime, zone: str) -> str:
     return words.moment(when, zone, seconds=True)
 
 
-def _repeat(session: Session, decision_id: uuid.UUID) -> dict[str, str]:
-    """Recompute the draw and say in a sentence whether it comes out the same."""
+def _repeat(
+    session: Session, decision_id: uuid.UUID
+) -> tuple[replay.Replay | None, dict[str, str]]:
+    """Recompute the draw, and say in a sentence whether it comes out the same."""
     try:
         repeated = replay.replay(session, decision_id)
     except replay.Irreproducible as error:
-        return {"kind": "warn", "sentence": f"It cannot be repeated: {error}."}
+        return None, {"kind": "warn", "sentence": f"It cannot be repeated: {error}."}
     if not repeated.same:
-        return {
-            "kind": "bad",
-            "sentence": "Repeating it gives another result. Show this to whoever runs Barter.",
-        }
-    if repeated.drawn_as is None:
-        return {"kind": "good", "sentence": "Nothing was drawn, and repeating it agrees."}
-    return {
-        "kind": "good",
-        "sentence": "Repeated just now from what is stored: the same offer, and the same"
-        " probabilities to the last bit.",
-    }
+        kind = "bad"
+        said = "Repeating it gives another result. Show this to whoever runs Barter."
+    elif repeated.drawn_as is None:
+        kind, said = "good", "Nothing was drawn, and repeating it agrees."
+    else:
+        kind = "good"
+        said = (
+            "Repeated just now from what is stored: the same offer, and the same probabilities to"
+            " the last bit."
+        )
+    return repeated, {"kind": kind, "sentence": said}

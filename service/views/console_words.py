@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bandits import policies
-from service.definition import Arm, CampaignDefinition, Rule, Segment, money
+from service.definition import AUTO, Arm, CampaignDefinition, Rule, Segment, money
 from service.views import console_features
 from service.views.console_forms import OPERATORS
 
@@ -31,6 +31,13 @@ USUAL_WAY = Way(
     "Use it unless you know better: it needs no settings, and few customers to learn from.",
 )
 POLICIES = {
+    "auto": Way(
+        "Learn and earn, and change to what does better",
+        "Barter starts with “Learn and earn”. Beside it, other ways learn from the same customers,"
+        " those by features too where there are features; one takes over when the campaign’s own"
+        " log shows that it does better.",
+        "For campaigns with many customers. Every change is in the history, with its evidence.",
+    ),
     "thompson_hierarchical": Way(
         "Learn and earn, by depth of discount",
         "Barter learns how sales rise with the discount and lets segments learn from each other,"
@@ -309,7 +316,9 @@ def _groups(plan: CampaignDefinition) -> tuple[str, ...]:
     if not plan.segments:
         return ("Barter learns one answer for all customers together.",)
     told = [_group(plan, segment) for segment in plan.segments]
-    return (*told, "Everyone else is a segment of their own. Barter learns for each segment apart.")
+    pooled = policies.describe(plan.choices[0]).pooled
+    how = "and lets segments learn from each other" if pooled else "apart from the others"
+    return (*told, f"Everyone else is a segment of their own. Barter learns for each, {how}.")
 
 
 def _group(plan: CampaignDefinition, segment: Segment) -> str:
@@ -330,6 +339,11 @@ def _features(plan: CampaignDefinition) -> tuple[str, ...]:
         return ()
     if plan.contextual:
         use = "Within a segment, offers are chosen by these facts about each customer:"
+    elif plan.policy.name == AUTO:
+        use = (
+            "These facts about each customer are written down with every decision; offers are"
+            " chosen by them once a way “by features” has taken over:"
+        )
     else:
         use = (
             "These facts about each customer are written down with every decision, but this way of"

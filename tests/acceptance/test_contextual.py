@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select
 
 from bandits import features
 from service.config import Config
-from service.contexts import encode, told
+from service.contexts import encode, filled, told
 from service.db import transaction
 from service.models import Decision
 from service.replay import replay
@@ -97,8 +97,16 @@ def test_attributes_that_are_missing_or_bad_become_defaults() -> None:
 
 def test_a_context_is_told_by_name_and_value() -> None:
     plan = definition(features=FEATURES)
-    words = told(plan, encode(plan, {"channel": "web", "visits": 15}))
-    assert words == [("Channel", "web"), ("Visits", "15"), ("Member", "no")]
+    asked = {"channel": "web", "visits": 15, "member": "yes"}
+    found = told(plan, encode(plan, asked))
+    assert [(one.name, one.value, one.words) for one in found] == [
+        ("Channel", "web", "web"), ("Visits", 15.0, "15"), ("Member", False, "no"),
+    ]  # fmt: skip
+    assert filled(plan, asked) == ["member"]
+    other = told(plan, encode(plan, {"channel": "tv", "visits": 1000}))
+    assert [(one.value, one.words) for one in other[:1]] == [(None, "none of its values")]
+    assert (other[1].words, other[1].cut) == ("90 or more", True)
+    assert filled(plan, {"channel": "tv", "visits": float("nan")}) == ["visits", "member"]
 
 
 @pytest.mark.parametrize(

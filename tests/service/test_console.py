@@ -1,6 +1,7 @@
 """The console as a program sees it: rights, forms, messages, conflicts, pages."""
 
 import datetime as dt
+import html
 import itertools
 import re
 import uuid
@@ -17,12 +18,13 @@ from sqlalchemy import Engine
 from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
-from service import bundle, campaigns, db, keys, users
+from service import bundle, campaigns, db, history, keys, users
 from service.app import create_app
 from service.charts import charts, theme
 from service.config import Config
 from service.definition import CampaignDefinition
 from service.models import ROLES, User
+from service.replay import replay
 from service.reports import campaign_report
 from service.views import console_forms as forms
 from service.views import console_words as words
@@ -610,6 +612,97 @@ def test_live_page_log_and_explanation(shop: Loop, app: Flask, engine: Engine) -
     assert "the same probabilities to the last bit" in why.replace("\n", " ") or "Holdout" in why
     assert browser.get(f"/decisions?id={seen[0][0]}").status_code == 302
     assert browser.get("/decisions?id=nonsense").status_code == 404
+
+
+@pytest.fixture
+def tailored(config: Config, engine: Engine) -> Iterator[Loop]:
+    """A campaign that has learnt: the app's customers buy without a discount, others with."""
+    loop = Loop(config, engine)
+    number = loop.launch(
+        objective="conversion", policy={"name": "linear_thompson"}, segments=[], features=TOLD,
+        holdout=0.1,
+    )  # fmt: skip
+    for place in range(160):
+        channel, wanted = (("app", "none"), ("web", "twenty"))[place % 2]
+        (reply,) = loop.decide(f"unit-{place}", attributes={"channel": channel, "visits": 12})
+        if reply.arm == wanted:
+            loop.outcome(reply)
+        if place % 40 == 39:
+            loop.carry()
+            loop.learn(number)
+            loop.carry()
+    yield loop
+    loop.runtime.stop()
+
+
+TOLD: list[dict[str, Any]] = [
+    {"kind": "category", "key": "channel", "name": "Channel", "values": ["app", "web"]},
+    {"kind": "number", "key": "visits", "name": "Visits", "centre": 10, "scale": 5},
+    {"kind": "boolean", "key": "member", "name": "Member"},
+]
+
+
+def _explained(browser: Browser, decision: Any) -> str:
+    page = browser.get(f"/decisions/{decision.decision_id}")
+    assert page.status_code == 200
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.text))
+
+
+def test_a_decision_by_features_tells_what_was_known_and_what_it_did(
+    tailored: Loop, app: Flask, engine: Engine
+) -> None:
+    browser = Browser(app).log_in("analyst")
+    asked = [{"channel": "web", "visits": 1000}, {"channel": "tv"}]
+    replies = [tailored.decide(f"new-{n}", attributes=asked[n % 2])[0] for n in range(120)]
+    tailored.carry()
+    web = next(one for one in replies[::2] if (one.reason, one.arm) == ("policy", "twenty"))
+    said = _explained(browser, web)
+    assert "“Channel: web” spoke most for “20 %”" in said
+    assert "90 or more" in said
+    assert "Beyond what counts" in said
+    assert "No Not told: taken as if unknown" in said
+    with db.transaction(engine) as session:
+        found = history.explain(session, web.decision_id)
+        live = replay(session, web.decision_id).live
+        told = history.influence(found, live)
+    assert told is not None
+    assert told.without[2] == web.propensity, "nothing was told, so nothing changes without it"
+    assert told.without[0] < web.propensity - 0.05
+    known = live.simplex(found.decision.segment, found.decision.mask, (0, 0, 65_535, 0))
+    assert told.without[0] == known[found.decision.arm]
+    number = re.search(r"The number was (0\.\d{4}) .* reaches from ([\d.]+) to ([\d.]+)\.", said)
+    assert number is not None
+    assert float(number[2]) <= float(number[1]) <= float(number[3])
+    other = next(one for one in replies[1::2] if one.reason == "policy")
+    assert "None of its values" in _explained(browser, other)
+    held = next(one for one in replies if one.reason == "holdout")
+    assert "nothing was drawn" in _explained(browser, held)
+    assert "Chance of" not in _explained(browser, held)
+
+
+def test_a_kept_offer_leads_to_its_draw(config: Config, engine: Engine, app: Flask) -> None:
+    loop = Loop(config, engine)
+    loop.launch(features=TOLD, sticky_seconds=3600)
+    (first,) = loop.decide("ana")
+    (again,) = loop.decide("ana")
+    loop.carry()
+    loop.runtime.stop()
+    browser = Browser(app).log_in("analyst")
+    assert "does not look at it" in _explained(browser, first)
+    said = _explained(browser, again)
+    assert "The number of that earlier draw was" in said
+    assert "not looked at: the customer keeps an earlier draw" in said
+    assert f"/decisions/{first.decision_id}" in browser.get(f"/decisions/{again.decision_id}").text
+
+
+def test_a_campaign_that_waits_shows_a_request_with_its_features(
+    config: Config, engine: Engine, app: Flask
+) -> None:
+    loop = Loop(config, engine)
+    loop.launch(features=TOLD)
+    loop.runtime.stop()
+    page = html.unescape(Browser(app).log_in("marketer").get("/campaigns/spring").text)
+    assert '"attributes": {"channel": "app", "visits": 10, "member": true}' in page
 
 
 def test_keys_are_shown_once_and_revoked(app: Flask, engine: Engine) -> None:
