@@ -21,6 +21,7 @@ from bandits.policies import (
     linear_thompson,
     linear_ucb,
     logistic_thompson,
+    neural_ensemble,
     neural_linear,
     squarecb,
     thompson_beta,
@@ -54,6 +55,7 @@ _MODULES: dict[str, ModuleType] = {
         fastcb,
         trees_thompson,
         neural_linear,
+        neural_ensemble,
     )
 }
 

@@ -45,8 +45,13 @@ class Network(linen.Module):
         return linen.Dense(self.arms)(jnp.concatenate([x, z], axis=1))
 
 
-def fit_many(jobs: Sequence[Job], seed: int, *, units: int) -> list[NDArray[np.int32]]:
-    """The fitted weights (W,) of each job, all in one compiled call; a job needs no rows."""
+def fit_many(
+    jobs: Sequence[Job], seed: int, *, units: int
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """The fitted weights (W,) and last layer (A, P) of each job, all in one compiled call.
+
+    A job needs no rows: then it keeps its weights.
+    """
     jax_backend()  # 64-bit mode, so that a seed says the same whoever called first
     most = max(len(job.arm) for job in jobs)
     size = SMALLEST
@@ -58,11 +63,12 @@ def fit_many(jobs: Sequence[Job], seed: int, *, units: int) -> list[NDArray[np.i
     steps = int(np.clip(PASSES * most // ROWS, FEWEST, MOST))
     keys = jax.random.split(jax.random.key(seed), len(jobs))
     parts = _fit(*stacked, count, keys, steps, units=units)
-    lists = [[np.asarray(part[one]) for part in parts] for one in range(len(jobs))]
-    return [
-        neural_linear.packed(arrays) if len(job.arm) else job.weights
-        for arrays, job in zip(lists, jobs, strict=True)
-    ]
+    found = []
+    for one, job in enumerate(jobs):
+        *layers, head = [np.asarray(part[one]) for part in parts]
+        weights = neural_linear.packed(layers) if len(job.arm) else job.weights
+        found.append((weights, neural_linear.packed([head]).reshape(head.shape)))
+    return found
 
 
 def _padded(job: Job, size: int) -> Job:
@@ -87,7 +93,10 @@ def _fit_one(
     inputs: Array, arm: Array, target: Array, weights: Array, head: Array,
     count: Array, key: Array, steps: Array, *, units: int,
 ) -> list[Array]:  # fmt: skip
-    """The layers of one network after ``steps`` steps of Adam, the rate falling as a cosine."""
+    """The layers of one network, and its last one (A, P), after ``steps`` steps of Adam.
+
+    The rate falls as a cosine.
+    """
     network = Network(units, head.shape[0])
     rate_at = optax.adamw(1.0, weight_decay=DECAY / RATE)
 
@@ -108,7 +117,8 @@ def _fit_one(
     first = _parameters(weights, head, inputs=inputs.shape[1], units=units)
     fitted, _ = jax.lax.fori_loop(0, steps, step, (first, rate_at.init(first)))
     layers = (fitted["Dense_0"], fitted["Dense_1"])
-    return [layer[name] for layer in layers for name in ("kernel", "bias")]
+    last = jnp.concatenate([fitted["Dense_2"]["bias"][:, None], fitted["Dense_2"]["kernel"].T], 1)
+    return [*(layer[name] for layer in layers for name in ("kernel", "bias")), last]
 
 
 def _parameters(weights: Array, head: Array, *, inputs: int, units: int) -> dict[str, Any]:

@@ -153,12 +153,12 @@ def packed(parts: Sequence[Array]) -> NDArray[np.int32]:
     return whole
 
 
-def first_weights(*, inputs: int, units: int) -> NDArray[np.int32]:
-    """Weights (W,) before anything was fitted: the same for every state of a shape.
+def first_weights(*, inputs: int, units: int, seed: int = 0) -> NDArray[np.int32]:
+    """Weights (W,) before anything was fitted: the same for every state of a shape and seed.
 
     Kernels by He et al. (2015); biases spread the kinks of the units over the inputs' range.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     parts = []
     for shape in shapes(inputs=inputs, units=units):
         scale = np.sqrt(2.0 / max(1, shape[0])) if len(shape) == 2 else 0.5
@@ -214,7 +214,7 @@ def retrain_many(
     empty = linear.zeros(arms=arms, width=segments + features + units)
     return [
         update(NeuralState(*empty, weights=weights), batch)
-        for weights, batch in zip(fitted, batches, strict=True)
+        for (weights, _), batch in zip(fitted, batches, strict=True)
     ]
 
 
