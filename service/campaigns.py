@@ -157,6 +157,8 @@ def frozen(
         found.append(FieldError("arms", f"keys and order: {REMEDY}"))
     if [_meaning(one) for one in before.segments] != [_meaning(one) for one in wanted.segments]:
         found.append(FieldError("segments", f"keys, order and rules: {REMEDY}"))
+    if before.forgets and before.bucket_seconds != wanted.bucket_seconds:
+        found.append(FieldError("policy", f"bucket_seconds {REMEDY}"))
     if before.features != wanted.features:
         found.append(FieldError("features", REMEDY))
     elif not found and not _follows(before, wanted):

@@ -410,11 +410,18 @@ class PolicyChoice(Document):
     """
 
     name: Key
-    options: dict[Key, float | int | str | bool | list[float]] = {}
+    options: dict[Key, float | int | str | bool | list[float]] = Field(
+        default_factory=dict,
+        description="The policy's own options, and those of forgetting, which count in pieces of"
+        " time of bucket_seconds, a day unless told: half_life, window, buckets.",
+    )
 
 
 DAY = 86_400
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 MAX_WIDTH = 256
+BUCKET = "bucket_seconds"
+SHORTEST_BUCKET = 60
 POLICY_FOR = {
     "profit": "thompson_hierarchical",
     "revenue": "thompson_gaussian",
@@ -535,10 +542,29 @@ class CampaignDefinition(Document):
                 " customers that every arm still gets; 0.01 is usual"
             )
         try:
+            self._check_forgetting()
             for name in self.choices:
                 (self.served_by(name) if self.policy.name == AUTO else self).build_policy()
         except ValueError as error:
             raise ValueError(f"policy: {error}") from None
+
+    def _check_forgetting(self) -> None:
+        options = self.policy.options
+        if "kept" in options:
+            raise ValueError(
+                "kept: weighs what was learnt before a reset, and campaigns are not reset;"
+                " leave it out"
+            )
+        if BUCKET not in options:
+            return
+        if not self.forgets:
+            raise ValueError(f"{BUCKET}: goes with half_life, window or buckets; name one of them")
+        seconds: Any = options[BUCKET]
+        number = type(seconds) in (int, float)  # true is neither
+        if not number or seconds % 1 or not SHORTEST_BUCKET <= seconds <= 400 * DAY:
+            raise ValueError(
+                f"{BUCKET}: must be a whole number from {SHORTEST_BUCKET} to {400 * DAY}"
+            )
 
     def _limit_offers(self) -> None:
         """Make sure that a budget can be kept: every offer has a ceiling, the default is free."""
@@ -585,6 +611,27 @@ class CampaignDefinition(Document):
     def contextual(self) -> bool:
         """Whether the policy (that of ``auto``: the first) looks at the features."""
         return policies.describe(self.choices[0]).contextual
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the policy weighs what it has learnt by the time bucket it was decided in."""
+        return not time_options.NAMES.isdisjoint(self.policy.options)
+
+    @property
+    def bucket_seconds(self) -> int:
+        """How long a time bucket is."""
+        seconds: Any = self.policy.options.get(BUCKET, DAY)
+        return int(seconds)
+
+    def bucket(self, moment: dt.datetime) -> int:
+        """Return the number of the time bucket that a moment lies in, counted from 1970 UTC."""
+        return (moment - EPOCH) // dt.timedelta(seconds=self.bucket_seconds)
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The policy's options without those of forgetting."""
+        timed = time_options.NAMES | {BUCKET}
+        return {name: value for name, value in self.policy.options.items() if name not in timed}
 
     @cached_property
     def retrains(self) -> bool:
@@ -633,16 +680,14 @@ class CampaignDefinition(Document):
                 f"{name} decides by features: declare some in features,"
                 f" or choose {POLICY_FOR[self.objective]}"
             )
-        timed = time_options.NAMES & self.policy.options.keys()
-        if timed:
-            raise ValueError(f"{min(timed)}: campaigns do not learn per time bucket yet")
+        chosen = {key: value for key, value in self.policy.options.items() if key != BUCKET}
         return policies.make(
             name,
             arms=len(self.arms),
             segments=len(self.segment_keys),
             features=self.feature_width,
             backend=backend,
-            **(self.prior_options(name) | self.policy.options),
+            **(self.prior_options(name) | chosen),
         )
 
     def depths(self) -> list[list[float]]:

@@ -283,7 +283,18 @@ def batch_of(
         conversions=np.array([one.conversions for one in earned], dtype=np.int64),
         reward=np.array([reward(definition.objective, one) for one in earned], dtype=np.int64),
         sign=np.full(len(rows), sign, dtype=np.int64),
+        bucket=_buckets(definition, rows),
     )
+
+
+def _buckets(definition: CampaignDefinition, rows: Log) -> NDArray[np.int64] | None:
+    """Return when each row was decided (B,), for policies that forget.
+
+    By the log alone: what is late, or taken back, belongs where its decision does.
+    """
+    if not definition.forgets:
+        return None
+    return np.array([definition.bucket(row.decided_at) for row in rows], dtype=np.int64)
 
 
 def _features(definition: CampaignDefinition, rows: Log) -> NDArray[np.int64]:
@@ -316,7 +327,8 @@ def _blank(definition: CampaignDefinition) -> Batch:
     features = np.zeros((1, definition.feature_width), dtype=np.int64)
     contexts = Contexts(zero.astype(np.int32), features)
     equal = np.full((1, arms), 1 / arms)
-    return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero))
+    bucket = zero if definition.forgets else None
+    return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero, bucket))
 
 
 def _store(
@@ -417,12 +429,15 @@ def _update(definition: CampaignDefinition, backend: Backend) -> Callable[[State
     """Return the update of a definition's policy, kept together with what was compiled for it.
 
     What an update adds hangs on the policy's name and on the shape alone (options weigh the sums
-    when they are read; those of contextual policies may shape the state), so hundreds of campaigns
-    share a few compilations.
+    when they are read; those of contextual policies and of forgetting may shape the state), so
+    hundreds of campaigns share a few compilations. Policies that forget update in numpy, which
+    touches the few buckets that a batch has; compiled code would touch all.
     """
     name, options = definition.policy.name, definition.policy.options
     shape = (len(definition.segment_keys), len(definition.arms), definition.feature_width)
-    own = repr(sorted(options.items())) if definition.contextual else ""
+    shaping = definition.contextual or definition.forgets
+    own = repr(sorted(options.items())) if shaping else ""
+    backend = "numpy" if definition.forgets else backend
     key = (name, *shape, own, backend)
     if key not in _updates:
         update = definition.build_policy(backend).update

@@ -559,6 +559,8 @@ def _notes(material: Material, alarm: bool, sample: float | None) -> tuple[str, 
         " make people buy sooner look better for now.": maturity is not None and maturity < 0.9,
         "Few decisions were given to some arms: estimates of what everybody would have done under"
         " them are uncertain.": sample is not None and sample < GOOD_SAMPLE,
+        "The policy forgets: recent decisions weigh more in what it serves. Everything here counts"
+        " all decisions alike.": definition.forgets,
         "The floor is 0: an arm may stop being tried, and nothing new is learnt of it.":
             definition.floor == 0,
         "Visitors keep their offer for a while: estimates count each draw once, with all it"

@@ -278,7 +278,8 @@ def _own_options(definition: CampaignDefinition, model: str) -> dict[str, Any]:
     }
     options |= definition.prior_options(name)
     if definition.policy.name == name:
-        options |= definition.policy.options
+        # Reports are about the whole log: nothing in them is forgotten.
+        options |= definition.own_options
     return options
 
 
