@@ -41,5 +41,5 @@ def check(features: Array, *, rows: int, width: int) -> None:
         raise ValueError(f"contexts.features must be {(rows, width)}, not {features.shape}")
     if np.dtype(features.dtype) != np.dtype(np.int64):
         raise TypeError(f"contexts.features must be int64, not {features.dtype}")
-    if features.size and bool((abs(features) > FEATURE_LIMIT).any()):
+    if features.size and abs(features).max() > FEATURE_LIMIT:
         raise ValueError(f"contexts.features must be within ±{FEATURE_LIMIT} (bandits.features)")

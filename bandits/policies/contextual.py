@@ -75,9 +75,9 @@ def check_shapes(contexts: Contexts, mask: Array, *, arms: int, features: int) -
 def check_values(contexts: Contexts, mask: Array, *, segments: int) -> None:
     """Raise unless every row has a segment, an eligible arm and features within their limit."""
     segment = np.asarray(contexts.segment)
-    if bool(np.any((segment < 0) | (segment >= segments))):
+    if segment.size and not 0 <= segment.min() <= segment.max() < segments:
         raise ValueError(f"segment must be in [0, {segments})")
-    if not bool(np.all(np.asarray(mask).any(axis=1))):
+    if not np.logical_or.reduce(np.asarray(mask), axis=1).all():
         raise ValueError("mask has a row without an eligible arm")
     found = np.asarray(contexts.features)
     quantised.check(found, rows=found.shape[0], width=found.shape[1])

@@ -13,6 +13,9 @@ The cuts of all arms together make work that grows with the square of their numb
 arms a fixed number of cuts is shared by all, placed where the arms that can be best change most
 (:func:`_shared_cuts`): time and memory are then linear in the arms.
 
+Where numpy runs, Student t of 30 degrees of freedom and more go by :mod:`bandits.posteriors.graded`
+instead, which is six times as fast for ten arms; the two agree to 1e-9.
+
 Normalisation: each ``F_j`` is divided by its own total. The raw sum ``Σ p_k`` then equals 1 up to
 the error of the quadrature, and is the check of it: within ``RAW_TOLERANCE`` the result is divided
 by its sum; otherwise (never seen on the tested range) the row falls back to equal shares of the
@@ -24,11 +27,12 @@ array([[0.19697, 0.80303]])
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from bandits.backend import Backend, numpy_backend, require_double
+from bandits.posteriors import graded
+from bandits.posteriors.graded import rule
 from bandits.types import Array
 
 #: Gauss-Legendre nodes in each panel.
@@ -57,25 +61,10 @@ PANELS = TOP * len(FINE) - 1
 #: Elements (rows x arms x nodes) that the numpy path holds at a time: stay within the cache.
 _CHUNK = 1 << 20
 
-
-class _Rule(NamedTuple):
-    nodes: Array  # (N,) in [0, 1]
-    weights: Array  # (N,)
-    inner: Array  # (N, N): integral from 0 to node i of the j-th Lagrange polynomial
+_DOUBLE_OR_BOOL = (np.dtype(np.float64), np.dtype(bool))
 
 
-def _rule(count: int) -> _Rule:
-    x, w = np.polynomial.legendre.leggauss(count)
-    values = np.polynomial.legendre.legvander(x, count)
-    degree = np.arange(count)
-    # ∫ P_d = (P_{d+1} - P_{d-1}) / (2d + 1) from -1, with P_{-1} = -1 for d = 0.
-    lower = np.hstack([-np.ones((count, 1)), values[:, : count - 1]])
-    integrals = (values[:, 1:] - lower) / (2 * degree + 1)
-    coefficients = (values[:, :count] * w[:, None]).T * (2 * degree[:, None] + 1) / 2
-    return _Rule((x + 1) / 2, w / 2, integrals @ coefficients / 2)
-
-
-_RULE = _rule(NODES)
+_RULE = rule(NODES)
 
 
 def beta(
@@ -120,11 +109,7 @@ def student(
     Returns:
         (R, A) float64, a simplex per row, exactly 0 where not eligible.
     """
-    backend = backend or numpy_backend()
-    arrays = (mean, scale, freedom, mask)
-    return _chunked(
-        lambda *xs: _settle(_raw_student(backend, *xs), xs[3], backend), arrays, backend
-    )
+    return _student(mean, scale, freedom, mask, backend or numpy_backend(), settle=True)
 
 
 def gaussian(mean: Array, sd: Array, mask: Array, *, backend: Backend | None = None) -> Array:
@@ -152,9 +137,7 @@ def raw_student(
     mean: Array, scale: Array, freedom: Array, mask: Array, *, backend: Backend | None = None
 ) -> Array:
     """As :func:`student`, before the check of the sum and the division by it."""
-    backend = backend or numpy_backend()
-    arrays = (mean, scale, freedom, mask)
-    return _chunked(lambda *xs: _raw_student(backend, *xs), arrays, backend)
+    return _student(mean, scale, freedom, mask, backend or numpy_backend(), settle=False)
 
 
 def _raw_beta(
@@ -227,6 +210,35 @@ def _fall(xp: Array, a: Array, b: Array, drop: Array) -> Array:
     return delta
 
 
+def _student(
+    mean: Array, scale: Array, freedom: Array, mask: Array, backend: Backend, *, settle: bool
+) -> Array:
+    """Row by row on panels that widen, where numpy runs and these apply; the others together."""
+
+    def others(*arrays: Array) -> Array:
+        p = _raw_student(backend, *arrays)
+        return _settle(p, arrays[3], backend) if settle else p
+
+    arrays = (mean, scale, freedom, mask)
+    if backend.name != "numpy":
+        return _chunked(others, arrays, backend)
+    _check_double(arrays)
+    out, left = np.zeros(mask.shape), []
+    for row, on in enumerate(mask):
+        if np.count_nonzero(on) == len(on):
+            p = graded.shares(mean[row], scale[row], freedom[row])
+        else:
+            p = graded.shares(mean[row, on], scale[row, on], freedom[row, on])
+        total = np.nan if p is None else float(np.add.reduce(p))
+        if p is None or abs(total - 1.0) > RAW_TOLERANCE:
+            left.append(row)
+        else:
+            out[row, on] = p / total if settle else p
+    if left:
+        out[left] = _chunked(others, tuple(array[left] for array in arrays), backend)
+    return out
+
+
 def _raw_student(backend: Backend, mean: Array, scale: Array, freedom: Array, mask: Array) -> Array:
     xp = backend.xp
     mean, scale = xp.where(mask, mean, 0.0), xp.where(mask, scale, 1.0)
@@ -284,7 +296,7 @@ def _integrate(
     within = f @ xp.asarray(_RULE.inner.T)
     whole = f @ xp.asarray(_RULE.weights)
     through = xp.cumsum(whole, axis=-1)
-    total = through[..., -1:]
+    total = xp.where(mask[..., None], through[..., -1:], 1.0)
     below = ((through - whole)[..., None] + within) / total[..., None]
     # 1e-200 keeps the quotient below finite; what it adds is far under the rule's own error.
     below = xp.where(mask[..., None, None], xp.clip(below, 1e-200, 1.0), 1.0)
@@ -391,11 +403,15 @@ def _settle(p: Array, mask: Array, backend: Backend) -> Array:
     return xp.where(sound, xp.maximum(p, 0.0) / xp.where(sound, total, 1.0), equal)
 
 
+def _check_double(arrays: tuple[Array, ...]) -> None:
+    for array, what in zip(arrays, ("first", "second", "third", "fourth"), strict=False):
+        if array.dtype not in _DOUBLE_OR_BOOL:
+            require_double(array, what=f"the {what} argument")
+
+
 def _chunked(function: Callable[..., Array], arrays: tuple[Array, ...], backend: Backend) -> Array:
     """Apply a row-wise function in pieces of bounded memory."""
-    for array, what in zip(arrays, ("first", "second", "third", "fourth"), strict=False):
-        if np.dtype(array.dtype) != np.dtype(bool):
-            require_double(array, what=f"the {what} argument")
+    _check_double(arrays)
     rows, arms = arrays[0].shape
     panels = arms * 2 * len(LEVELS) if arms <= FEW else PANELS
     size = max(1, _CHUNK // (arms * panels * NODES))

@@ -111,8 +111,7 @@ def predicted(belief: LogisticBelief, x: Array, *, space: Backend) -> Prediction
     """The log odds of rows x (B, P), float64: Gaussian, independent between arms."""
     xp = space.xp
     mean = x @ xp.asarray(belief.mean).T
-    along = xp.einsum("bp,apq->baq", x, xp.asarray(belief.root))
-    scale = xp.sqrt(xp.maximum((along**2).sum(axis=-1), 1e-300))
+    scale = linear.spread_along(x, belief.root, space=space)
     return Prediction(mean, scale, xp.full(mean.shape, xp.inf))
 
 
