@@ -27,6 +27,7 @@ array([[0.19697, 0.80303]])
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,8 +59,12 @@ FINE = np.sort(np.concatenate([LEVELS, (LEVELS[1:] + LEVELS[:-1]) / 2, [6.75, 7.
 TOP, ROUNDS, LEAST_LOG = 6, 6, -30.0
 PANELS = TOP * len(FINE) - 1
 
-#: Elements (rows x arms x nodes) that the numpy path holds at a time: stay within the cache.
-_CHUNK = 1 << 20
+#: Elements (rows x arms x nodes) that are held at a time; and so many of one row whose arms are many:
+#: they stay within the cache, and below the 128 KiB from which an allocator asks the system for
+#: fresh pages every time.
+_CHUNK, BLOCK = 1 << 20, 1 << 13
+
+_ALL = slice(None)
 
 _DOUBLE_OR_BOOL = (np.dtype(np.float64), np.dtype(bool))
 
@@ -147,29 +152,40 @@ def _raw_beta(
     xp = backend.xp
     a, b = xp.where(mask, a, 1.0), xp.where(mask, b, 1.0)
     levels = _levels(mask)
-    edges = xp.log(a / b)[..., None] + _logit_offsets(xp, a, b, levels)
+    mode = xp.log(a / b)[..., None]
     if value is None:
         ratio = None
     else:
         value = xp.where(mask, value, 0.0)
         ratio = xp.where(mask, value / value.max(axis=-1, keepdims=True), 1.0)
-        beyond = (1.0 - ratio)[..., None] * xp.exp(edges)
-        edges = edges + xp.log(ratio)[..., None] - xp.log1p(beyond)
-    middle = edges[..., len(levels) - 1]
-    peak = _log_beta(xp, a, b, ratio, middle[..., None])
-    mode = _log_beta(xp, a, b, None, xp.log(a / b)[..., None])
 
-    def density(v: Array) -> Array:
-        return xp.exp(_log_beta(xp, a, b, ratio, v) - peak)
+    def paid(v: Array, part: slice) -> Array:
+        if ratio is None:
+            return v
+        share = ratio[:, part, None]
+        return v + xp.log(share) - xp.log1p((1.0 - share) * xp.exp(v))
 
-    def level(v: Array) -> Array:
+    def edges(part: slice) -> Array:
+        return paid(mode[:, part] + _logit_offsets(xp, a[:, part], b[:, part], levels), part)
+
+    def logs(v: Array, part: slice, ratio: Array | None) -> Array:
+        share = None if ratio is None else ratio[:, part]
+        return _log_beta(xp, a[:, part], b[:, part], share, v)
+
+    peak, highest = logs(paid(mode, _ALL), _ALL, ratio), logs(mode, _ALL, None)
+
+    def density(v: Array, part: slice) -> Array:
+        return xp.exp(logs(v, part, ratio) - peak[:, part])
+
+    def level(v: Array, part: slice) -> Array:
         if ratio is not None:
-            rest = 1.0 - (1.0 / ratio - 1.0)[..., None] * xp.exp(v)
-            v = v - xp.log(ratio)[..., None] - xp.log(xp.maximum(rest, 1e-300))
-        drop = mode - _log_beta(xp, a, b, None, v)
-        return xp.sign(v - xp.log(a / b)[..., None]) * xp.sqrt(2.0 * xp.maximum(drop, 0.0))
+            share = ratio[:, part, None]
+            rest = 1.0 - (1.0 / share - 1.0) * xp.exp(v)
+            v = v - xp.log(share) - xp.log(xp.maximum(rest, 1e-300))
+        drop = highest[:, part] - logs(v, part, None)
+        return xp.sign(v - mode[:, part]) * xp.sqrt(2.0 * xp.maximum(drop, 0.0))
 
-    return _integrated(backend, density, level, edges, mask)
+    return _integrated(backend, _Arms(density, level, edges), mask)
 
 
 def _log_beta(xp: Array, a: Array, b: Array, ratio: Array | None, v: Array) -> Array:
@@ -246,19 +262,22 @@ def _raw_student(backend: Backend, mean: Array, scale: Array, freedom: Array, ma
     nu = xp.minimum(xp.where(mask, freedom, 1e15), 1e15)
     half = _levels(mask)
     levels = np.concatenate([-half[:0:-1], half])
-    bent = xp.asarray(levels) * ((8.0 * nu + 3.0) / (8.0 * nu + 1.0))[..., None]
-    reach = xp.sqrt(nu[..., None] * xp.expm1(bent**2 / nu[..., None]))
-    edges = mean[..., None] + scale[..., None] * xp.sign(bent) * reach
+    mean, scale, nu = mean[..., None], scale[..., None], nu[..., None]
 
-    def density(y: Array) -> Array:
-        t = (y - mean[..., None]) / scale[..., None]
-        return xp.exp(-0.5 * (nu[..., None] + 1.0) * xp.log1p(t * t / nu[..., None]))
+    def edges(part: slice) -> Array:
+        bent = xp.asarray(levels) * ((8.0 * nu[:, part] + 3.0) / (8.0 * nu[:, part] + 1.0))
+        reach = xp.sqrt(nu[:, part] * xp.expm1(bent**2 / nu[:, part]))
+        return mean[:, part] + scale[:, part] * xp.sign(bent) * reach
 
-    def level(y: Array) -> Array:
-        t = (y - mean[..., None]) / scale[..., None]
-        return xp.sign(t) * xp.sqrt(nu[..., None] * xp.log1p(t * t / nu[..., None]))
+    def density(y: Array, part: slice) -> Array:
+        t = (y - mean[:, part]) / scale[:, part]
+        return xp.exp(-0.5 * (nu[:, part] + 1.0) * xp.log1p(t * t / nu[:, part]))
 
-    return _integrated(backend, density, level, edges, mask)
+    def level(y: Array, part: slice) -> Array:
+        t = (y - mean[:, part]) / scale[:, part]
+        return xp.sign(t) * xp.sqrt(nu[:, part] * xp.log1p(t * t / nu[:, part]))
+
+    return _integrated(backend, _Arms(density, level, edges), mask)
 
 
 def _levels(mask: Array) -> Array:
@@ -266,32 +285,36 @@ def _levels(mask: Array) -> Array:
     return LEVELS if mask.shape[1] <= FEW else FINE
 
 
-def _integrated(
-    backend: Backend,
-    density: Callable[[Array], Array],
-    level: Callable[[Array], Array],
-    edges: Array,
-    mask: Array,
-) -> Array:
+class _Arms(NamedTuple):
+    """What a kind of posterior says of a slice of the arms, a of them.
+
+    Attributes:
+        density: points (R, 1 or a, N) and slice to (R, a, N), unnormalised.
+        level: the same, to an arm's standardised distance from its middle.
+        edges: slice to its cuts (R, a, Q), ascending.
+    """
+
+    density: Callable[[Array, slice], Array]
+    level: Callable[[Array, slice], Array]
+    edges: Callable[[slice], Array]
+
+
+def _integrated(backend: Backend, arms: _Arms, mask: Array) -> Array:
     """By every arm's cuts where arms are few, else by cuts that all arms share."""
-    if mask.shape[1] <= FEW:
-        return _integrate(backend, density, edges, mask)
-    return _integrate_shared(backend, density, level, edges, mask)
+    rule = _integrate if mask.shape[1] <= FEW else _integrate_shared
+    return rule(backend, arms, mask)
 
 
-def _integrate(
-    backend: Backend, density: Callable[[Array], Array], edges: Array, mask: Array
-) -> Array:
-    """The panel rule: ``density`` maps (R, N) to (R, A, N) unnormalised; edges (R, A, Q)."""
-    xp = backend.xp
-    rows, arms = mask.shape
+def _integrate(backend: Backend, arms: _Arms, mask: Array) -> Array:
+    """The rule with panels between all arms' cuts."""
+    xp, edges, rows = backend.xp, arms.edges(_ALL), len(mask)
     low = xp.where(mask[..., None], edges, xp.inf).min(axis=(1, 2))
     cuts = xp.where(mask[..., None], edges, low[:, None, None]).reshape(rows, -1)
     cuts = xp.sort(cuts, axis=-1)
     width = cuts[:, 1:] - cuts[:, :-1]
     panels = width.shape[1]
     points = cuts[:, :-1, None] + width[..., None] * xp.asarray(_RULE.nodes)
-    f = density(points.reshape(rows, 1, -1)).reshape(rows, arms, panels, NODES)
+    f = arms.density(points.reshape(rows, 1, -1), _ALL).reshape(rows, -1, panels, NODES)
     f = f * width[:, None, :, None]
     within = f @ xp.asarray(_RULE.inner.T)
     whole = f @ xp.asarray(_RULE.weights)
@@ -305,59 +328,77 @@ def _integrate(
     return xp.where(mask, mass / total[..., 0], 0.0)
 
 
-def _integrate_shared(
-    backend: Backend,
-    density: Callable[[Array], Array],
-    level: Callable[[Array], Array],
-    edges: Array,
-    mask: Array,
-) -> Array:
-    """As :func:`_integrate`, with ``PANELS`` panels whatever the number of arms.
+def _integrate_shared(backend: Backend, arms: _Arms, mask: Array) -> Array:
+    """As :func:`_integrate`, with ``PANELS`` panels whatever the number of arms, from the right.
 
-    What an arm has in all, and below the first cut, comes from panels of its own; what it has
-    above is scaled to be the rest: a small error of every arm would be a large one of the product.
+    Distribution functions are one less what lies above, of a total that comes from an arm's own
+    panels: a small error of every arm would be a large one of the product, and at the right end,
+    where the product is not small, there is none.
     """
-    xp = backend.xp
-    rows, arms = mask.shape
-    cuts = _shared_cuts(backend, level, edges, mask)
-    total = _own(backend, density, edges)
-    first = _own(backend, density, xp.minimum(edges, cuts[:, None, :1])) / total
-    inner, weights = xp.asarray(_RULE.inner.T), xp.asarray(_RULE.weights)
-    pieces, above = [], xp.zeros((rows, arms))
-    step = max(1, _CHUNK // (arms * NODES))
-    for begin in range(0, PANELS, step):
-        part = cuts[:, begin : begin + step + 1]
-        width = part[:, 1:] - part[:, :-1]
-        points = part[:, :-1, None] + width[..., None] * xp.asarray(_RULE.nodes)
-        f = density(points.reshape(rows, 1, -1)).reshape(rows, arms, -1, NODES)
-        pieces.append(f * (width[:, None, :, None] / total[..., None, None]))
-        above = above + (pieces[-1] @ weights).sum(axis=-1)
-    scale = xp.where(above > 1e-9, (1.0 - first) / xp.maximum(above, 1e-9), 1.0)
-    through, mass = first, xp.zeros((rows, arms))
-    for piece in pieces:
-        f = piece * scale[..., None, None]
-        whole = f @ weights
-        ends = through[..., None] + xp.cumsum(whole, axis=-1)
-        below = (ends - whole)[..., None] + f @ inner
-        below = xp.where(mask[..., None, None], xp.clip(below, 1e-200, 1.0), 1.0)
-        product = xp.prod(below, axis=1, keepdims=True)
-        mass = mass + (f * (product / below)).sum(axis=2) @ weights
-        through = ends[..., -1]
-    return xp.where(mask, mass, 0.0)
+    xp, block = backend.xp, BLOCK if backend.name == "numpy" else _CHUNK
+    count = mask.shape[1]
+    parts = _parts(count, len(FINE) * 2, block)
+    edges = xp.concatenate([arms.edges(part) for part in parts], axis=1)
+    cuts = _shared_cuts(backend, arms.level, edges, mask, block)
+    total = _own(backend, arms.density, edges, block)
+    step = max(1, block // (count * NODES))
+    parts = _parts(count, step * NODES, block)
+    above, masses = [xp.zeros(mask[:, part].shape) for part in parts], [0.0 for _ in parts]
+    for end in range(PANELS, 0, -step):
+        ends = cuts[:, max(0, end - step) : end + 1]
+        width = (ends[:, 1:] - ends[:, :-1])[..., None]
+        points = (ends[:, :-1, None] + width * xp.asarray(_RULE.nodes)).reshape(len(mask), 1, -1)
+        product, quotients = 1.0, []
+        for index, part in enumerate(parts):
+            f = arms.density(points, part) / total[:, part, None]
+            f = f.reshape(*f.shape[:2], -1, NODES) * width[:, None]
+            below, above[index] = _below(f, above[index], xp)
+            below = xp.where(mask[:, part, None, None], xp.clip(below, 1e-200, 1.0), 1.0)
+            product = product * xp.prod(below, axis=1, keepdims=True)
+            quotients.append(f / below)
+        for index, quotient in enumerate(quotients):
+            part_of_all = (quotient * product).sum(axis=2) @ xp.asarray(_RULE.weights)
+            masses[index] = masses[index] + part_of_all
+    return xp.where(mask, xp.concatenate(masses, axis=1), 0.0)
 
 
-def _own(backend: Backend, density: Callable[[Array], Array], edges: Array) -> Array:
+def _below(f: Array, above: Array, xp: Array) -> tuple[Array, Array]:
+    """Distribution functions at the nodes of densities f (R, a, panels, NODES), times the widths.
+
+    Also what lies above these panels' left end, given what lies above their right end (R, a).
+    """
+    whole = f @ xp.asarray(_RULE.weights)
+    upto = xp.cumsum(whole, axis=-1)
+    total = above + upto[..., -1]
+    within = f @ xp.asarray(_RULE.inner.T)
+    return 1.0 - (total[..., None] - (upto - whole))[..., None] + within, total
+
+
+def _parts(arms: int, width: int, block: int) -> list[slice]:
+    """Slices of the arms with about ``block`` elements each, at ``width`` elements per arm."""
+    size = max(1, block // width)
+    return [slice(begin, begin + size) for begin in range(0, arms, size)]
+
+
+def _own(
+    backend: Backend, density: Callable[[Array, slice], Array], edges: Array, block: int
+) -> Array:
     """The integral of every arm's density over its own panels, edges (R, A, Q): (R, A)."""
-    xp = backend.xp
-    rows, arms, count = edges.shape
-    width = edges[..., 1:] - edges[..., :-1]
-    points = edges[..., :-1, None] + width[..., None] * xp.asarray(_RULE.nodes)
-    f = density(points.reshape(rows, arms, -1)).reshape(rows, arms, count - 1, NODES)
-    return ((f @ xp.asarray(_RULE.weights)) * width).sum(axis=-1)
+    xp, totals = backend.xp, []
+    for part in _parts(edges.shape[1], edges.shape[2] * NODES, block):
+        left, width = edges[:, part, :-1], edges[:, part, 1:] - edges[:, part, :-1]
+        points = left[..., None] + width[..., None] * xp.asarray(_RULE.nodes)
+        f = density(points.reshape(*left.shape[:2], -1), part).reshape(points.shape)
+        totals.append(((f @ xp.asarray(_RULE.weights)) * width).sum(axis=-1))
+    return xp.concatenate(totals, axis=1)
 
 
 def _shared_cuts(
-    backend: Backend, level: Callable[[Array], Array], edges: Array, mask: Array
+    backend: Backend,
+    level: Callable[[Array, slice], Array],
+    edges: Array,
+    mask: Array,
+    block: int,
 ) -> Array:
     """Where to cut for all arms at once: (R, PANELS + 1), ascending.
 
@@ -369,29 +410,36 @@ def _shared_cuts(
     xp = backend.xp
     start = xp.where(mask, edges[..., 0], -xp.inf).max(axis=1)
     end = xp.where(mask, edges[..., -1], -xp.inf).max(axis=1)
-    even = xp.asarray(np.linspace(0.0, 1.0, PANELS + 1))
     middle = xp.where(mask, edges[..., edges.shape[-1] // 2], -xp.inf)
     top = xp.argsort(middle, axis=1)[:, -TOP:, None]
     theirs = xp.take_along_axis(edges[..., ::2], top, axis=1).reshape(len(mask), -1)
     cuts = xp.sort(xp.clip(theirs, start[:, None], end[:, None]), axis=1)
     cuts = xp.concatenate([start[:, None], cuts[:, 1:-1], end[:, None]], axis=1)
     for _ in range(ROUNDS):
-        at = xp.clip(level(cuts[:, None, :]), -FINE[-1], FINE[-1])
-        at = xp.where(mask[..., None], at, FINE[-1])
-        change = (at[..., 1:] - at[..., :-1]).max(axis=1)
-        tail = 0.5 * xp.exp(-0.416 * at * at - 0.717 * xp.abs(at))
-        below = xp.log(xp.where(at < 0.0, tail, 1.0 - tail)).sum(axis=1)
-        counts = below[:, 1:] > LEAST_LOG
-        share = change / xp.maximum(change.sum(axis=1, keepdims=True), 1e-300)
-        need = xp.where(counts, share + 0.1 / PANELS, 0.0)
-        upto = xp.concatenate([xp.zeros((len(cuts), 1)), xp.cumsum(need, axis=1)], axis=1)
-        wanted = upto[:, -1:] * even
-        index = (upto[:, None, :] <= wanted[..., None]).sum(axis=-1) - 1
-        index = xp.clip(index, 0, PANELS - 1)
-        left, right = (xp.take_along_axis(cuts, index + one, axis=1) for one in (0, 1))
-        low, high = (xp.take_along_axis(upto, index + one, axis=1) for one in (0, 1))
-        cuts = left + (right - left) * ((wanted - low) / xp.where(high > low, high - low, 1.0))
+        change: Array = 0.0
+        below: Array = 0.0
+        for part in _parts(mask.shape[1], PANELS, block):
+            at = xp.clip(level(cuts[:, None, :], part), -FINE[-1], FINE[-1])
+            at = xp.where(mask[:, part, None], at, FINE[-1])
+            change = xp.maximum(change, (at[..., 1:] - at[..., :-1]).max(axis=1))
+            tail = 0.5 * xp.exp(-0.416 * at * at - 0.717 * xp.abs(at))
+            below = below + xp.log(xp.where(at < 0.0, tail, 1.0 - tail)).sum(axis=1)
+        cuts = _spread(cuts, change, below[:, 1:] > LEAST_LOG, xp)
     return cuts
+
+
+def _spread(cuts: Array, change: Array, counts: Array, xp: Array) -> Array:
+    """Cuts (R, PANELS + 1) moved to equal changes, of panels (R, PANELS) that count."""
+    even = xp.asarray(np.linspace(0.0, 1.0, PANELS + 1))
+    share = change / xp.maximum(change.sum(axis=1, keepdims=True), 1e-300)
+    need = xp.where(counts, share + 0.1 / PANELS, 0.0)
+    upto = xp.concatenate([xp.zeros((len(cuts), 1)), xp.cumsum(need, axis=1)], axis=1)
+    wanted = upto[:, -1:] * even
+    index = (upto[:, None, :] <= wanted[..., None]).sum(axis=-1) - 1
+    index = xp.clip(index, 0, PANELS - 1)
+    left, right = (xp.take_along_axis(cuts, index + one, axis=1) for one in (0, 1))
+    low, high = (xp.take_along_axis(upto, index + one, axis=1) for one in (0, 1))
+    return left + (right - left) * ((wanted - low) / xp.where(high > low, high - low, 1.0))
 
 
 def _settle(p: Array, mask: Array, backend: Backend) -> Array:
