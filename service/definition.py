@@ -6,6 +6,7 @@ what would be right instead. `Offer` is the typed discount with its cost model.
 
 import datetime as dt
 import re
+import unicodedata
 import zoneinfo
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -339,12 +340,29 @@ class Segment(Document):
     arms: dict[Key, ArmOverride] = {}
 
 
+def _trimmed(value: str) -> str:
+    if value != value.strip():
+        raise ValueError("must not begin or end with a blank")
+    return value
+
+
+FeatureKey = Annotated[
+    Short,
+    AfterValidator(_trimmed),
+    Field(description="The attribute that is read, spelt as requests and the store have it."),
+]
+FeatureName = Annotated[Label, AfterValidator(_trimmed)]
+
+
 class NumberFeature(Document):
-    """A number as a feature: ``(value - centre) / scale``; the default where none is known."""
+    """A number as a feature: ``(value - centre) / scale``; the default where none is known.
+
+    Values further from the centre than 16 times the scale count as if they were just there.
+    """
 
     kind: Literal["number"] = "number"
-    key: Short
-    name: Label
+    key: FeatureKey
+    name: FeatureName
     centre: Real = 0.0
     scale: Real = 1.0
     default: Real = Field(
@@ -369,15 +387,16 @@ class CategoryFeature(Document):
     """One of a few texts as a feature: a place per value, all zero for any other."""
 
     kind: Literal["category"] = "category"
-    key: Short
-    name: Label
+    key: FeatureKey
+    name: FeatureName
     values: Annotated[tuple[Short, ...], Field(min_length=1, max_length=64)]
 
     @field_validator("values")
     @classmethod
     def _differ(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(values)) < len(values):
-            raise ValueError("must differ from each other; remove the one that is given twice")
+            twice = next(value for value in values if values.count(value) > 1)
+            raise ValueError(f'must differ from each other: remove one of the two "{twice}"')
         return values
 
     @property
@@ -390,14 +409,19 @@ class BooleanFeature(Document):
     """True or false as a feature: one or zero; the default where neither is known."""
 
     kind: Literal["boolean"] = "boolean"
-    key: Short
-    name: Label
+    key: FeatureKey
+    name: FeatureName
     default: bool = False
 
     @property
     def width(self) -> int:
         """How many places of the context it takes."""
         return 1
+
+
+def as_seen(word: str) -> str:
+    """Return what a word looks like: the same for all ways in which Unicode can write it."""
+    return unicodedata.normalize("NFKC", word)
 
 
 Feature = Annotated[NumberFeature | CategoryFeature | BooleanFeature, Field(discriminator="kind")]
@@ -496,10 +520,11 @@ class CampaignDefinition(Document):
     @field_validator("features")
     @classmethod
     def _feature_keys(cls, features: tuple[Feature, ...]) -> tuple[Feature, ...]:
-        keys = [feature.key for feature in features]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f'keys must differ: remove one of the two named "{twice[0]}"')
+        for part in ("key", "name"):
+            words = [as_seen(getattr(feature, part)) for feature in features]
+            twice = next((word for word in words if words.count(word) > 1), None)
+            if twice is not None:
+                raise ValueError(f'{part}s must differ: remove or rename one of the two "{twice}"')
         width = sum(feature.width for feature in features)
         if width > MAX_WIDTH:
             raise ValueError(

@@ -35,7 +35,11 @@ class DecisionRequest(Document):
     unit: Short = Field(
         description="Customer, device or session; stored only as a keyed pseudonym."
     )
-    attributes: Attributes = Field(default={}, description="What segment rules may read.")
+    attributes: Attributes = Field(
+        default={},
+        description="What segment rules and features may read; what is missing or of another"
+        " type counts as unknown, never as an error.",
+    )
     exclude_arms: Annotated[tuple[Key, ...], Field(max_length=50)] = Field(
         default=(), description="Arms that must not be served now, for example out of stock."
     )

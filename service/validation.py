@@ -15,6 +15,9 @@ from service.errors import FieldError, Invalid, Malformed
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 MAX_ERRORS = 20
+TAG = "kind"
+"""The field that tells offers, and features, apart."""
+_SUBJECT = re.compile(r"^(Input|String|Tuple|List|Dictionary) should")
 _PREFIXED = re.compile(r"^([a-z_]+): (.+)$", re.DOTALL)
 
 
@@ -125,10 +128,13 @@ def _follows(entry: Any, others: Any) -> bool:
 def _words(entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
         return "is not a field here"
-    if entry["type"] == "missing":
+    if entry["type"] in ("missing", "union_tag_not_found"):
         return "is required"
     message: str = entry["msg"]
-    return message.removeprefix("Value error, ").replace("Input should be", "must be")
+    if entry["type"] == "union_tag_invalid":
+        return f"must be one of {message.partition('expected tags: ')[2]}"
+    message = message.removeprefix("Value error, ").removesuffix(" after validation")
+    return _SUBJECT.sub("must", message.replace(" after validation,", ","))
 
 
 def _place(location: tuple[int | str, ...], kind: str, document: Any) -> str:
@@ -144,6 +150,8 @@ def _place(location: tuple[int | str, ...], kind: str, document: Any) -> str:
             path, here = f"{path}[{part}]", here[part]
         elif kind == "missing" and step == len(location) - 1:
             path = f"{path}.{part}"
+    if kind.startswith("union_tag_"):
+        path = f"{path}.{TAG}"
     return path.removeprefix(".")
 
 

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from service.definition import BooleanFeature, CategoryFeature, Feature, NumberFeature
+from service.definition import BooleanFeature, CategoryFeature, Feature, NumberFeature, as_seen
 from service.views.console_reader import Reader, Values, plain
 
 MAX_FEATURES = 64
@@ -34,7 +34,8 @@ _VALUE = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*(?=[,\n]|$)|[^,\n]+')
 def read(reader: Reader) -> list[dict[str, Any]]:
     """Return the features that the form declares, as documents."""
     found = [_one(reader, f"features-{row}-", row) for row in rows(reader)]
-    _tell_repeated(reader, [feature["key"] for feature in found])
+    for part, what in (("name", "name"), ("key", "attribute")):
+        _tell_repeated(reader, part, what, [as_seen(feature[part]) for feature in found])
     return found
 
 
@@ -65,12 +66,13 @@ def _number(reader: Reader, name: str) -> float | None:
     return reader.number(name, low=-math.inf, high=math.inf)
 
 
-def _tell_repeated(reader: Reader, keys: list[str]) -> None:
-    for row, key in enumerate(keys):
-        first = keys.index(key)
-        if key and first < row:
-            reader.errors[f"features-{row}-key"] = (
-                f"Feature {first + 1} has this attribute already: remove one of the two."
+def _tell_repeated(reader: Reader, part: str, what: str, words: list[str]) -> None:
+    for row, word in enumerate(words):
+        first = words.index(word)
+        # A name that was left empty is made from the attribute, so it says nothing of its own.
+        if first < row and reader.text(f"features-{row}-{part}"):
+            reader.errors[f"features-{row}-{part}"] = (
+                f"Feature {first + 1} has this {what} already: remove or rename one of the two."
             )
 
 

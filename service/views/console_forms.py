@@ -52,7 +52,7 @@ _MODEL_WORDS = (
         re.compile(r"match pattern|at most 64 character"),
         "Use small letters, digits, dots and dashes, at most 64, starting with a letter or digit.",
     ),
-    (re.compile(r"should have at most (\d+) character"), r"Use at most \1 characters."),
+    (re.compile(r"must have at most (\d+) character"), r"Use at most \1 characters."),
     (re.compile(r"at least 1 item"), "Fill this in."),
     (re.compile(r"at most 64 items"), "List at most 64."),
     (
@@ -141,8 +141,8 @@ def _echo(field: str, message: str, reader: Reader) -> bool:
         return True
     if "because a budget is set" in message and field == "arms":
         return any(name.endswith(("max_discount", "kind")) for name in reader.errors)
-    if field == "features" and "keys must differ" in message:
-        return any(re.fullmatch(r"features-\d+-key", name) for name in reader.errors)
+    if field == "features" and "s must differ" in message:
+        return any(re.fullmatch(r"features-\d+-(key|name)", name) for name in reader.errors)
     short = field in ("arms", "segments") and "at least" in message
     return short and reader.count(f"{field}-count", 200) >= 2
 

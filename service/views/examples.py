@@ -11,6 +11,14 @@ DECISION: Example = {
 }
 DECISIONS: Example = {
     "one": {"summary": "One unit", "value": DECISION},
+    "features": {
+        "summary": "One unit, with the attributes that features read",
+        "value": {
+            "campaign": "autumn-sale",
+            "unit": "customer-8231",
+            "attributes": {"visits": 14, "channel": "app", "member": True},
+        },
+    },
     "list": {
         "summary": "Several units at once",
         "value": {
@@ -88,6 +96,27 @@ CAMPAIGN: Example = {
             "floor": 0.02,
         },
     }
+}
+FEATURES: list[dict[str, Any]] = [
+    {"kind": "number", "key": "visits", "name": "Visits last month", "centre": 10, "scale": 5},
+    {"kind": "category", "key": "channel", "name": "Channel", "values": ["app", "web", "shop"]},
+    {"kind": "boolean", "key": "member", "name": "Loyalty member", "default": False},
+]
+CAMPAIGN["features"] = {
+    "summary": "Offers chosen by features of the customer",
+    "value": {
+        "key": "autumn-sale",
+        "name": "Autumn sale",
+        "currency": "EUR",
+        "arms": [
+            {"key": "none", "name": "No discount", "offer": {"kind": "none"}},
+            {"key": "ten", "name": "10 %", "offer": {"kind": "percentage", "percent": 10}},
+        ],
+        "default_arm": "none",
+        "features": FEATURES,
+        "objective": "conversion",
+        "policy": {"name": "linear_thompson", "options": {}},
+    },
 }
 DUPLICATE: Example = {
     "copy": {"summary": "A new key", "value": {"key": "summer-sale", "name": "Summer sale"}}

@@ -49,13 +49,19 @@ are RFC 3339 in UTC. Lists are read page by page: send the `next` of a page as `
 are `application/problem+json` (RFC 9457); `errors` names each field at fault. Unknown fields and
 parameters are refused, never ignored. Bodies may have up to 1 MiB.
 
+**Features.** A campaign may declare `features`: numbers, categories and booleans that it reads
+from the `attributes` of a request, or from those stored about the unit. Contextual policies decide
+by them. Their values are encoded once, logged as the `context` of the decision, and told again by
+`GET /v1/decisions/{decision_id}`. An attribute that is missing or of another type never fails a
+decision: the feature's default is used, and the log says so.
+
 **Keys.** Send `Authorization: Bearer bk_live_…`. A key has exactly the scopes it was made with:
 `decide`, `reward`, `read`, `manage`; none contains another."""
 TAGS = {
     "Serving": "What app servers call on the checkout path.",
     "Campaigns": "Experiments: what may be given, to whom, and for what goal.",
     "Decision log": "What was chosen, with what probability, and why.",
-    "Customers": "Stored attributes that segment rules read.",
+    "Customers": "Stored attributes that segment rules and features read.",
     "Access": "API keys, console users, the audit log.",
     "Operations": "For load balancers and monitoring.",
 }

@@ -71,6 +71,7 @@ class Route:
 
 
 CAMPAIGN = examples.CAMPAIGN["campaign"]["value"]
+FEATURED = examples.CAMPAIGN["features"]["value"]
 USER = examples.USER["marketer"]["value"]
 PARTS = ("arms.0.key", "arms.0.name", "arms.0.offer", "arms.1.offer.percent", "segments.0.rules",
          "segments.0.rules.0.attribute", "segments.0.rules.0.op", "segments.0.rules.0.value",
@@ -86,6 +87,9 @@ ROUTES = [
           ("outcomes", "outcomes.1.kind")),
     Route("POST", "/v1/campaigns", "manage", CAMPAIGN | {"key": "other"},
           ("key", "name", "arms", "default_arm", *PARTS)),
+    Route("POST", "/v1/campaigns", "manage", FEATURED | {"key": "another"},
+          ("features.0.kind", "features.0.key", "features.0.name", "features.1.values")),
+    Route("POST", "/v1/decisions", "decide", examples.DECISIONS["features"]["value"], ()),
     Route("PUT", "/v1/campaigns/spring-sale", "manage", CAMPAIGN,
           ("key", "name", "arms", "default_arm"), {"If-Match": "*"}),
     Route("POST", "/v1/campaigns/spring-sale/duplicate", "manage",
@@ -106,6 +110,8 @@ def web(config: Config, engine: Engine) -> Iterator[Web]:
     with serving(config, engine) as made:
         made.call("POST", "/v1/campaigns", json=CAMPAIGN)
         made.call("POST", "/v1/campaigns/spring-sale/launch")
+        made.call("POST", "/v1/campaigns", json=FEATURED)
+        made.call("POST", "/v1/campaigns/autumn-sale/launch")
         made.call("POST", "/v1/users", json=USER)
         made.loop.carry()
         yield made
@@ -235,6 +241,112 @@ def test_unknown_things_are_refused_and_change_nothing(web: Web) -> None:
     for query in ("unit=%00", "unit=", "unit=" + "x" * 201, "unit=a&unit=b", "who=a", ""):
         reply = web.call("GET", f"/v1/customers?{query}", scope="read")
         assert (reply.status_code, reply.content_type) == (422, PROBLEM), query
+    assert everything(web) == before
+
+
+NUMBER, CATEGORY, BOOLEAN = FEATURED["features"]
+BAD_FEATURES: dict[str, tuple[Any, str, str]] = {
+    "no list": ({"visits": "number"}, "features", "array"),
+    "null": (None, "features", "array"),
+    "no object": (["visits"], "features[0]", "object"),
+    "nested": ([[NUMBER]], "features[0]", "object"),
+    "an object for a key": ([NUMBER | {"key": {"key": "visits"}}], "features[0].key", "string"),
+    "no key": ([without(NUMBER, "key")], "features[0].key", "is required"),
+    "no name": ([without(NUMBER, "name")], "features[0].name", "is required"),
+    "no kind": ([without(NUMBER, "kind")], "features[0].kind", "is required"),
+    "unknown kind": ([NUMBER | {"kind": "text"}], "features[0].kind", "one of 'number'"),
+    "unknown field": ([NUMBER | {"mean": 3}], "features[0].mean", "is not a field here"),
+    "another kind's field": ([NUMBER | {"values": ["a"]}], "features[0].values", "not a field"),
+    "an empty key": ([NUMBER | {"key": ""}], "features[0].key", "at least 1 character"),
+    "a key of blanks": ([NUMBER | {"key": "  "}], "features[0].key", "with a blank"),
+    "a key with a blank": ([NUMBER | {"key": "visits "}], "features[0].key", "with a blank"),
+    "a long key": ([NUMBER | {"key": "k" * 201}], "features[0].key", "at most 200"),
+    "a long name": ([NUMBER | {"name": "é" * 121}], "features[0].name", "at most 120"),
+    "a control character": ([NUMBER | {"key": "a\x07"}], "features[0].key", "control characters"),
+    "a number for a name": ([NUMBER | {"name": 7}], "features[0].name", "string"),
+    "text for a number": ([NUMBER | {"centre": "10"}], "features[0].centre", "number"),
+    "a boolean for a number": ([NUMBER | {"scale": True}], "features[0].scale", "number"),
+    "a list for a number": ([NUMBER | {"default": [1]}], "features[0].default", "number"),
+    "a scale of zero": ([NUMBER | {"scale": 0}], "features[0].scale", "greater than 0"),
+    "a scale below zero": ([NUMBER | {"scale": -1.5}], "features[0].scale", "greater than 0"),
+    "a huge centre": ([NUMBER | {"centre": 2**54}], "features[0].centre", "less than or equal"),
+    "a huge default": ([NUMBER | {"default": -1e300}], "features[0].default", "greater than or"),
+    "no values": ([CATEGORY | {"values": []}], "features[0].values", "at least 1"),
+    "values that clash": ([CATEGORY | {"values": ["a", "b", "a"]}], "features[0].values", '"a"'),
+    "65 values": ([CATEGORY | {"values": [str(n) for n in range(65)]}], "features[0].values", "64"),
+    "a number as value": ([CATEGORY | {"values": ["a", 1]}], "features[0].values[1]", "string"),
+    "an empty value": ([CATEGORY | {"values": ["a", ""]}], "features[0].values[1]", "at least 1"),
+    "a long value": ([CATEGORY | {"values": ["v" * 201]}], "features[0].values[0]", "at most 200"),
+    "a number as default": ([BOOLEAN | {"default": 1}], "features[0].default", "boolean"),
+    "a text as default": ([BOOLEAN | {"default": "yes"}], "features[0].default", "boolean"),
+    "keys that clash": ([NUMBER, BOOLEAN | {"key": "visits"}], "features", 'rename one of the two'),
+    "keys that look alike": (
+        [NUMBER | {"key": "caf\u00e9"}, BOOLEAN | {"key": "cafe\u0301"}], "features", "keys must",
+    ),
+    "names that clash": (
+        [NUMBER, BOOLEAN | {"name": NUMBER["name"]}], "features", "names must differ",
+    ),
+    "257 places": (
+        [CATEGORY | {"key": f"k{n}", "name": f"K{n}", "values": [str(v) for v in range(64)]}
+         for n in range(4)] + [BOOLEAN],
+        "features", "list fewer values",
+    ),
+    "65 features": (
+        [BOOLEAN | {"key": f"k{n}", "name": f"K{n}"} for n in range(65)], "features", "at most 64",
+    ),
+    "10,000 features": (
+        [BOOLEAN | {"key": f"k{n}", "name": f"K{n}"} for n in range(10_000)],
+        "features", "at most 64",
+    ),
+    "none, with a policy that needs some": ([], "policy", "declare some in features"),
+}  # fmt: skip
+
+
+def test_bad_features_are_refused_by_field_with_the_remedy_and_change_nothing(web: Web) -> None:
+    before = everything(web)
+    for kind, (features, field_name, remedy) in BAD_FEATURES.items():
+        for method, path, headers in (
+            ("POST", "/v1/campaigns", {}),
+            ("PUT", "/v1/campaigns/autumn-sale", {"If-Match": "*"}),
+        ):
+            key = "another" if method == "POST" else "autumn-sale"
+            body = FEATURED | {"key": key, "features": features}
+            reply = web.call(method, path, json=body, headers=headers)
+            assert (reply.status_code, reply.content_type) == (422, PROBLEM), (kind, reply.text)
+            told = {one["field"]: one["message"] for one in reply.get_json(force=True)["errors"]}
+            assert field_name in told, (kind, told)
+            assert remedy in told[field_name], (kind, told)
+    assert everything(web) == before
+
+
+BAD_ATTRIBUTES: dict[str, tuple[str, int, str]] = {
+    "NaN": ('{"visits": NaN}', 400, ""),
+    "infinite": ('{"visits": -Infinity}', 400, ""),
+    "overflowing": ('{"visits": 1e999}', 422, "attributes.visits"),
+    "huge": ('{"visits": 1e300}', 422, "attributes.visits"),
+    "null": ('{"visits": null}', 422, "attributes.visits"),
+    "a list": ('{"visits": [1, 2]}', 422, "attributes.visits"),
+    "nested": ('{"visits": {"last": {"month": 3}}}', 422, "attributes.visits"),
+    "too long": (json.dumps({"channel": "x" * 501}), 422, "attributes.channel"),
+    "a control character": ('{"channel": "a\\u0007"}', 422, "attributes.channel"),
+    "a lone surrogate": ('{"channel": "\\udc00"}', 400, ""),
+    "twice": ('{"visits": 1, "visits": 2}', 400, "visits"),
+    "an empty name": ('{"": 1}', 422, "attributes"),
+    "10,000 attributes": (json.dumps({f"a{n}": n for n in range(10_000)}), 422, "attributes"),
+    "no object": ("[14]", 422, "attributes"),
+}
+
+
+def test_attributes_that_no_feature_could_read_are_refused_and_change_nothing(web: Web) -> None:
+    before = everything(web)
+    for kind, (attributes, status, where) in BAD_ATTRIBUTES.items():
+        body = f'{{"campaign": "autumn-sale", "unit": "u", "attributes": {attributes}}}'
+        reply = web.call(
+            "POST", "/v1/decisions", scope="decide", data=body, content_type="application/json"
+        )
+        assert (reply.status_code, reply.content_type) == (status, PROBLEM), (kind, reply.text)
+        told = [one["field"] for one in reply.get_json(force=True)["errors"]]
+        assert not where or any(one.startswith(where) for one in told), (kind, told)
     assert everything(web) == before
 
 

@@ -109,16 +109,50 @@ def test_a_context_is_told_by_name_and_value() -> None:
     assert filled(plan, {"channel": "tv", "visits": float("nan")}) == ["visits", "member"]
 
 
+def test_the_log_tells_the_context_in_numbers_and_in_words(web: Web) -> None:
+    web.loop.launch(policy={"name": "linear_thompson"}, objective="conversion", features=FEATURES)
+    body = {"campaign": "spring", "unit": "ana", "attributes": {"channel": "web", "visits": 1e9}}
+    made = web.call("POST", "/v1/decisions", scope="decide", json=body)
+    web.loop.carry()
+    address = f"/v1/decisions/{made.get_json()['decision_id']}"
+    found = web.call("GET", address, scope="read").get_json()
+    assert found["decision"]["context"] == [0, 4096, 65_535, 0]
+    share = found["decision"]["propensity"]
+    assert found["context"] == [
+        {"key": "channel", "name": "Channel", "value": "web", "filled": False,
+         "probability_without": share},
+        {"key": "visits", "name": "Visits", "value": 10 + 5 * 65_535 / 4096, "filled": False,
+         "probability_without": share},
+        {"key": "member", "name": "Member", "value": False, "filled": True,
+         "probability_without": share},
+    ]  # fmt: skip
+    listed = web.call("GET", "/v1/campaigns/spring/decisions", scope="read").get_json()
+    assert listed["decisions"][0]["context"] == [0, 4096, 65_535, 0]
+
+
+def test_a_log_from_before_says_that_it_does_not_know_what_was_filled_in(web: Web) -> None:
+    web.loop.launch(features=FEATURES)
+    body = {"campaign": "spring", "unit": "ana"}
+    made = web.call("POST", "/v1/decisions", scope="decide", json=body).get_json()
+    web.loop.carry()
+    with transaction(web.engine) as session:
+        row = session.scalars(select(Decision)).one()
+        row.why = {"masked": row.why["masked"]}
+    found = web.call("GET", f"/v1/decisions/{made['decision_id']}", scope="read").get_json()
+    assert [one["filled"] for one in found["context"]] == [None, None, None]
+    assert [one["probability_without"] for one in found["context"]] == [None, None, None]
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "remedy"),
     [
         ({"policy": {"name": "linear_ucb"}}, "policy", "declare some in features"),
-        ({"features": [FEATURES[0], FEATURES[0]]}, "features", "remove one"),
+        ({"features": [FEATURES[0], FEATURES[0]]}, "features", "remove or rename one"),
         ({"features": [FEATURES[1] | {"scale": 0}]}, "features[0].scale", "greater than 0"),
         ({"features": [FEATURES[1] | {"scale": "wide"}]}, "features[0].scale", "number"),
-        ({"features": [FEATURES[0] | {"values": ["a", "a"]}]}, "features[0].values", "twice"),
+        ({"features": [FEATURES[0] | {"values": ["a", "a"]}]}, "features[0].values", "remove one"),
         ({"features": [FEATURES[0] | {"values": []}]}, "features[0].values", "at least 1"),
-        ({"features": [{"kind": "text", "key": "a", "name": "A"}]}, "features[0]", "number"),
+        ({"features": [{"kind": "text", "key": "a", "name": "A"}]}, "features[0].kind", "number"),
         ({"features": [FEATURES[2] | {"key": f"k{n}"} for n in range(65)]}, "features", "64"),
     ],
 )

@@ -50,9 +50,9 @@ def web(config: Config, engine: Engine) -> Iterator[Web]:
     with serving(config, engine) as made:
         with db.transaction(engine) as session:
             made.keys["all"] = keys.create(session, name="all", scopes=SCOPES, actor="test")[1]
-        campaign = examples.CAMPAIGN["campaign"]["value"]
-        made.call("POST", "/v1/campaigns", json=campaign)
-        made.call("POST", "/v1/campaigns/spring-sale/launch")
+        for example in examples.CAMPAIGN.values():
+            made.call("POST", "/v1/campaigns", json=example["value"])
+            made.call("POST", f"/v1/campaigns/{example['value']['key']}/launch")
         made.call("POST", "/v1/users", json=examples.USER["marketer"]["value"])
         made.loop.carry()
         yield made
@@ -79,14 +79,17 @@ def try_examples(web: Web, operation: Any, known: dict[str, Any]) -> int:
     shown = content.get("application/json", {}).get("examples", {})
     headers = {"Authorization": f"Bearer {web.keys['all']}", "If-Match": "*"}
     names = {parameter.name for parameter in operation.path_parameters}
-    for example in shown.values():
-        body = example["value"]
+    for place, example in enumerate(shown.values()):
+        body, path = example["value"], known
         if operation.label in ("POST /v1/campaigns", "POST /v1/users"):
-            body = body | {"key": "fresh"} if "key" in body else body | {"email": "b@shop.example"}
+            new = {"key": f"fresh-{place}"} if "key" in body else {"email": "b@shop.example"}
+            body = body | new
+        if operation.label == "PUT /v1/campaigns/{key}":
+            path = known | {"key": body["key"]}
         case = operation.Case(
             body=body,
             media_type="application/json",
-            path_parameters={name: known[name] for name in names},
+            path_parameters={name: path[name] for name in names},
         )
         reply = case.call_and_validate(headers=headers, checks=CHECKS[:-1])
         assert reply.status_code < 300, (operation.label, reply.text)

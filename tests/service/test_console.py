@@ -328,7 +328,8 @@ def test_words_of_a_category_survive_the_form(values: list[str]) -> None:
     ("rows", "changes", "field", "remedy"),
     [
         ([VISITS | {"key": ""}], {}, "features-0-key", "Name the customer attribute"),
-        ([VISITS, MEMBER | {"key": "visits"}], {}, "features-1-key", "remove one of the two"),
+        ([VISITS, MEMBER | {"key": "visits"}], {}, "features-1-key", "rename one of the two"),
+        ([VISITS, MEMBER | {"name": "Visits"}], {}, "features-1-name", "rename one of the two"),
         ([VISITS | {"key": "k" * 201}], {}, "features-0-key", "at most 200"),
         ([VISITS | {"name": "n" * 121}], {}, "features-0-name", "at most 120"),
         ([VISITS | {"centre": ""}], {}, "features-0-centre", "Fill this in"),
@@ -341,7 +342,7 @@ def test_words_of_a_category_survive_the_form(values: list[str]) -> None:
         ([VISITS | {"default": "9" * 16}], {}, "features-0-default", "less than or equal"),
         ([VISITS | {"kind": "text"}], {}, "features-0-kind", "number"),
         ([CHANNEL | {"values": " \r\n, "}], {}, "features-0-values", "Fill this in"),
-        ([CHANNEL | {"values": "app\napp"}], {}, "features-0-values", "given twice"),
+        ([CHANNEL | {"values": "app\napp"}], {}, "features-0-values", "remove one of the two"),
         ([CHANNEL | {"values": "w" * 201}], {}, "features-0-values", "at most 200"),
         ([CHANNEL | {"values": ",".join(map(str, range(65)))}], {}, "features-0-values", "64"),
         ([], {"policy": "linear_ucb"}, "policy", "declare at least one"),
