@@ -12,11 +12,11 @@ What was fitted is an input, as a definition is: nobody promises the same bits t
 with nothing counted (the table ``retrainings``), and the sums of every snapshot after it are again
 a pure function of it and the log, which `barter verify` counts afresh.
 
-Nothing waits for it but the learning of the same campaign, while its log is counted. Learners may
-be many: a lock of the session lets one retrain a campaign, and goes with the process that held it.
-A retraining that was killed has changed nothing. One that fails (a library is missing, numbers are
-not finite) says why in the log and in the report; the last good snapshot serves on, and after
-`RETRY_SECONDS` it is tried again.
+Nothing waits for it: decisions, outcomes and learning go on, and what was learnt meanwhile is
+counted on top. Learners may be many: a lock of the session lets one retrain a campaign, and goes
+with the process that held it. A retraining that was killed has changed nothing. One that fails (a
+library is missing, numbers are not finite) says why in the log and in the report; the last good
+snapshot serves on, and after `RETRY_SECONDS` it is tried again.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, Engine, func, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from bandits import artefact
 from bandits.types import Batch, Contexts, State
@@ -138,13 +138,15 @@ def _begin(engine: Engine, campaign_id: int) -> Task | None:
             return None
         tried = connection.execute(queries.newest_retraining(campaign_id)).one_or_none()
         number = 1 if tried is None else tried.number + bool(tried.fitted)
-        place = Place(newest.decision_position, newest.outcome_position)
-        begun = {
+        place = _place(newest)
+        begun: dict[str, Any] = {
             "decision_position": place.decision,
             "outcome_position": place.outcome,
             "started_at": func.now(),
             "finished_at": None,
         }
+        if tried is not None and not tried.fitted and tried.error is None:
+            begun["error"] = "the learner was killed at it"
         statement = insert(Retraining).values(campaign_id=campaign_id, number=number, **begun)
         # An attempt that came to nothing gives its number to the next one.
         again = statement.on_conflict_do_update(
@@ -202,33 +204,42 @@ def _joined(parts: Sequence[Batch]) -> Batch:
 
 
 def _take_over(engine: Engine, task: Task, fitted: State, rows: int, backend: Backend) -> Retrained:
-    """Count the whole log afresh and make that the next snapshot, as soon as no learner is at it.
+    """Count the whole log afresh, and what was learnt meanwhile, and make that the next snapshot.
 
     Raises:
         Superseded: what was fitted is not wanted any more.
         NotPublished: it would serve something that is not a simplex.
     """
     data = artefact.to_bytes(fitted, policy=task.definition.policy.name)
+    with _reading(engine).begin() as connection:
+        newest = connection.execute(queries.newest_snapshot(task.campaign_id)).one()
+        place = _place(newest)
+        state = learner.rebuild(connection, task.campaign_id, place, fitted=data, backend=backend)
     while True:
-        with _reading(engine).begin() as connection:
+        # A learner that was quicker by a hair has taken the version: then ours is the next one.
+        with contextlib.suppress(IntegrityError), _reading(engine).begin() as connection:
             if connection.scalar(queries.TRY_LOCK, {"id": task.campaign_id}):
-                version = _published(connection, task, data, rows, backend)
+                version = _publish(connection, task, data, state, place, rows, backend)
                 return Retrained(task.number, version, rows)
         time.sleep(WAIT_SECONDS)
 
 
-def _published(connection: Connection, task: Task, data: bytes, rows: int, backend: Backend) -> int:
+def _publish(
+    connection: Connection, task: Task, data: bytes, state: State, place: Place, rows: int,
+    backend: Backend,
+) -> int:  # fmt: skip
+    """Take a recount up to where the newest snapshot is, and store it as the next one."""
     newest = connection.execute(queries.newest_snapshot(task.campaign_id)).one()
     tried = connection.execute(queries.newest_retraining(task.campaign_id)).one()
     live = learner.campaign_of(connection, task.campaign_id, newest)
     mine = (tried.number, tried.started_at) == (task.number, task.started_at)
     if not mine or live.served.policy.name != task.definition.policy.name:
         raise Superseded("the policy was changed or retrained by another meanwhile")
-    place = Place(newest.decision_position, newest.outcome_position)
-    state = learner.rebuild(connection, task.campaign_id, place, fitted=data, backend=backend)
-    recent = queries.randomised_before(
-        task.campaign_id, place.decision, RANDOMISED, learner.CHECKED
-    )
+    while place != _place(newest):
+        state, place = learner.advance(
+            connection, live.id, live.served, state, place, _place(newest), backend=backend
+        )
+    recent = queries.randomised_before(live.id, place.decision, RANDOMISED, learner.CHECKED)
     learner.check(live, state, connection.execute(recent).all())
     _finish(connection, task, state=data, error=None, rows=rows)
     learner.publish(
@@ -236,6 +247,10 @@ def _published(connection: Connection, task: Task, data: bytes, rows: int, backe
         learnt_until=newest.learnt_until, retraining=task.number, fitted=data,
     )  # fmt: skip
     return int(newest.version) + 1
+
+
+def _place(snapshot: Any) -> Place:
+    return Place(snapshot.decision_position, snapshot.outcome_position)
 
 
 def _fail(engine: Engine, task: Task, error: Exception) -> None:

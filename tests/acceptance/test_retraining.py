@@ -15,10 +15,9 @@ from sqlalchemy import Engine, func, select
 
 from bandits import artefact, features
 from bandits.regressors import trees
-from service import queries, retraining
+from service import learner, queries, retraining
 from service.config import Config
 from service.db import transaction
-from service.learner import learn
 from service.messages import DecisionReply
 from service.models import Retraining, Snapshot
 from service.reports.build import campaign_report
@@ -282,6 +281,31 @@ def test_one_retrains_while_others_serve_and_learn(
     assert verify(loop.engine, "spring", sample=50).holds
 
 
+def test_what_is_learnt_while_the_log_is_counted_is_counted_on_top(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = launch(loop, NEURAL)
+    early = learnt(loop, campaign, 200)
+    count = learner.rebuild
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        state = count(*arguments, **options)
+        for reply in early[::4]:
+            loop.outcome(reply, kind="returned")
+        learnt(loop, campaign, 20)
+        return state
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(learner, "rebuild", overtaken)
+        meanwhile.setattr(learner, "CHUNK", 7)
+        done = retrain(loop.engine, campaign, backend="numpy")
+    assert done is not None
+    assert snapshots(loop)[-2].retraining is None
+    loop.carry()
+    assert loop.live.learnt.trials.sum() == 220
+    assert verify(loop.engine, "spring", sample=20).holds
+
+
 KILLED = """
 import sys, time
 from bandits.regressors import trees
@@ -310,12 +334,21 @@ def test_a_retraining_that_is_killed_loses_nothing_and_is_taken_up_again(
     assert verify(loop.engine, "spring", sample=20).holds
     assert retrain(loop.engine, campaign, backend="numpy") is None, "not at once"
     monkeypatch.setattr(retraining, "RETRY_SECONDS", 0.0)
+    told, fit = [], retraining._fit
+
+    def again(*arguments: Any) -> Any:
+        told.append(attempt(loop, campaign).error)
+        return fit(*arguments)
+
+    monkeypatch.setattr(retraining, "_fit", again)
     deadline, done = time.monotonic() + 10, None
     while done is None and time.monotonic() < deadline:
         # The server may take a moment to see that the killed process's connection is gone.
         done = retrain(loop.engine, campaign, backend="numpy")
     assert done is not None
     assert (done.number, done.rows) == (1, 230)
+    assert told == ["the learner was killed at it"]
+    assert attempt(loop, campaign).error is None
     loop.carry()
     assert loop.live.learnt.trials.sum() == 230
     assert verify(loop.engine, "spring", sample=230).holds
@@ -339,5 +372,5 @@ def test_the_learners_process_retrains_by_itself_and_stops_when_told(
         assert retrained == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    assert learn(loop.engine, campaign, backend="numpy") is None
+    assert learner.learn(loop.engine, campaign, backend="numpy") is None
     assert verify(loop.engine, "spring", sample=50).holds
