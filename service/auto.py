@@ -3,7 +3,8 @@
 It begins with the usual policy of its objective. Beside it, each policy that might do better (a
 *rival*) learns the same log without deciding anything, and is judged by the decisions that the
 incumbent drew: what it would have chosen, knowing what the incumbent knew then, against what was
-chosen and earned (`bandits.evaluation.choice`). When that evidence says "better", at a level that
+chosen and earned (`bandits.evaluation.choice`). Only draws count: the holdout and decisions that
+repeat a sticky one are passed over. When that evidence says "better", at a level that
 holds however often it is asked, the rival takes over with the next snapshot.
 
 Nothing of this is on the way of a decision or of a reward. A look does one bounded piece of work
@@ -30,7 +31,6 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, Engine, delete, func, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
 
 from bandits import artefact, simplex
 from bandits.evaluation import choice
@@ -38,7 +38,7 @@ from bandits.evaluation.choice import Evidence
 from bandits.types import Batch, State
 from service import learner, queries
 from service.definition import AUTO, LEVEL, CampaignDefinition
-from service.learner import NotPublished, Place
+from service.learner import Place
 from service.models import AuditEntry, Rival
 from service.snapshots import LiveCampaign
 
@@ -106,7 +106,7 @@ class Chooser:
         while not stop.is_set():
             try:
                 busy = self.step()
-            except SQLAlchemyError:
+            except Exception:
                 log.exception("choosing_waits")
                 busy = False
             stop.wait(PACE_SECONDS if busy else IDLE_SECONDS)
@@ -121,7 +121,8 @@ class Chooser:
                 continue
             try:
                 more = look(self._engine, row.id, now=now)
-            except (NotPublished, ValueError, ArithmeticError) as error:
+            except Exception as error:
+                # Its incumbent goes on serving, and it is looked at again the next time.
                 log.error("choosing_failed", exc_info=error, campaign=row.id)
                 continue
             if more is None:

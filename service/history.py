@@ -6,15 +6,16 @@ page stays the same however many decisions arrive meanwhile.
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service import contexts
-from service.definition import CampaignDefinition
+from bandits.evaluation import choice
+from service import contexts, queries
+from service.definition import AUTO, LEVEL, CampaignDefinition
 from service.errors import FieldError, Invalid, UnknownDecision
 from service.models import (
     AuditEntry,
@@ -25,7 +26,7 @@ from service.models import (
     Reward,
     Snapshot,
 )
-from service.snapshots import LiveCampaign
+from service.snapshots import LiveCampaign, served, whole
 
 REASONS = {
     "policy": "The policy drew this arm.",
@@ -213,6 +214,63 @@ def because(decision: Decision, plan: CampaignDefinition) -> str:
         f"{said} In the segment {segment} it had a chance of {decision.propensity:.2%} among"
         f" {eligible} eligible arm{'' if eligible == 1 else 's'}, by what had been learnt in"
         f" snapshot {decision.snapshot}."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalNow:
+    """What a campaign's log has said so far of a policy that may take over.
+
+    gain, low and high are per decision, in units of the reward; None before anything is known.
+    """
+
+    policy: str
+    decisions: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    verdict: choice.Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyNow:
+    """The policy that serves a campaign, since when, by which change, and what may replace it."""
+
+    policy: str
+    since: dt.datetime | None
+    change: Mapping[str, Any] | None
+    rivals: tuple[RivalNow, ...]
+
+
+def policy_now(session: Session, campaign: Campaign) -> PolicyNow:
+    """Return the policy that serves a campaign now, and why."""
+    plan = CampaignDefinition.model_validate(campaign.definition)
+    newest = session.execute(queries.newest_snapshot(campaign.id)).one_or_none()
+    stored = whole(newest.state, newest.fitted) if newest else None
+    policy = served(plan, stored).policy.name
+    subject = f"campaign:{campaign.key}"
+    change = session.execute(queries.last_audit(subject, "campaign.policy")).one_or_none()
+    known = change is not None and change.detail["to"] == policy
+    found = session.execute(queries.rivals(campaign.id)).all() if plan.policy.name == AUTO else []
+    rivals = tuple(_rival(row, of=len(found)) for row in found if row.incumbent == policy)
+    return PolicyNow(
+        policy=policy,
+        since=change.at if change and known else campaign.started_at,
+        change=change.detail if change and known else None,
+        rivals=rivals,
+    )
+
+
+def _rival(row: Any, *, of: int) -> RivalNow:
+    evidence, level = choice.restored(row.evidence), LEVEL / of
+    known = evidence.rows > 0
+    return RivalNow(
+        policy=row.policy,
+        decisions=evidence.rows,
+        gain=choice.estimate(evidence) if known else None,
+        low=choice.lower(evidence, alpha=level) if known else None,
+        high=choice.upper(evidence, alpha=level) if known else None,
+        verdict=choice.verdict(evidence, alpha=LEVEL, candidates=of),
     )
 
 

@@ -26,6 +26,7 @@ _DEEDS = {
     "campaign.edit": "Changed the campaign",
     "campaign.launch": "Launched the campaign",
     "campaign.pause": "Paused the campaign",
+    "campaign.policy": "Another policy took over",
     "campaign.resume": "Resumed the campaign",
     "campaign.end": "Ended the campaign",
     "campaign.kill": "Stopped the campaign",

@@ -14,9 +14,11 @@ from bandits import policies
 from service import campaigns
 from service.definition import AUTO, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
+from service.history import policy_now
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
 from service.views import console_features as features
 from service.views import console_forms as forms
+from service.views import console_policy
 from service.views import console_words as words
 from service.views.console_admin import audit_page
 from service.views.console_base import (
@@ -674,9 +676,12 @@ def plan(key: str) -> Reply:
     """Show a campaign's definition in plain words."""
     with database() as session:
         campaign = campaigns.get(session, key)
+        serving = policy_now(session, campaign) if campaign.state != "draft" else None
     shown = frame(campaign, "plan")
+    auto = shown["plan"].policy.name == AUTO or (serving and serving.change)
+    chosen = console_policy.review(shown["plan"], serving) if serving and auto else ()
     topics = words.review(shown["plan"], now(), launched=campaign.state != "draft")
-    return render("plan.html", **shown, topics=topics)
+    return render("plan.html", **shown, topics=topics, chosen=chosen)
 
 
 @page("/campaigns/<key:key>/history", needs="read")

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from bandits.evaluation import choice
 from service import campaigns, customers, history
 from service.definition import Attributes, CampaignDefinition, Document, Key, Label, Short
-from service.history import Explanation, Influence
+from service.history import Explanation
 from service.models import (
     ApiKey,
     AuditEntry,
@@ -205,10 +206,6 @@ class LoggedDecision(Document):
     reason: str
     revision: int
     snapshot: int
-    context: tuple[int, ...] = Field(
-        description="The features as they were encoded, in 2**-12 and in the order of the"
-        " definition, one place per value of a category; empty where none are declared."
-    )
 
     @classmethod
     def of(cls, decision: Decision, definition: CampaignDefinition) -> "LoggedDecision":
@@ -224,7 +221,6 @@ class LoggedDecision(Document):
             reason=decision.reason,
             revision=decision.revision,
             snapshot=decision.snapshot,
-            context=tuple(decision.context),
         )
 
 
@@ -243,25 +239,6 @@ class ArmChanceReply(Document):
     probability: float
     eligible: bool
     masked: str | None = Field(description="Why it could not be served.")
-
-
-class FeatureReply(Document):
-    """One feature in one decision."""
-
-    key: str
-    name: str
-    value: bool | float | str | None = Field(
-        description="The value that was used, to the precision of its encoding; null for a category"
-        " that was none of its values."
-    )
-    filled: bool | None = Field(
-        description="Whether the default was used, because the attribute was missing or of another"
-        " type; null for decisions that were logged without saying."
-    )
-    probability_without: float | None = Field(
-        description="What the served arm's probability would have been with this feature alone"
-        " unknown; null where the policy did not draw by the context."
-    )
 
 
 class OutcomeReply(Document):
@@ -307,7 +284,6 @@ class ExplanationReply(Document):
     campaign: str
     because: str
     arms: tuple[ArmChanceReply, ...]
-    context: tuple[FeatureReply, ...] = Field(description="The features, in words.")
     origin: uuid.UUID | None = Field(description="The decision whose arm the unit keeps.")
     snapshot_digest: str | None
     attribution_ends_at: dt.datetime
@@ -316,9 +292,7 @@ class ExplanationReply(Document):
     replay: ReplayReply
 
     @classmethod
-    def of(
-        cls, found: Explanation, replay: ReplayReply, influence: Influence | None
-    ) -> "ExplanationReply":
+    def of(cls, found: Explanation, replay: ReplayReply) -> "ExplanationReply":
         """Return the reply about a decision."""
         return cls(
             decision=LoggedDecision.of(found.decision, found.definition),
@@ -333,16 +307,6 @@ class ExplanationReply(Document):
                     masked=arm.masked,
                 )
                 for arm in found.arms
-            ),
-            context=tuple(
-                FeatureReply(
-                    key=one.key,
-                    name=one.name,
-                    value=one.value,
-                    filled=None if found.filled is None else one.key in found.filled,
-                    probability_without=influence.without[place] if influence else None,
-                )
-                for place, one in enumerate(found.context)
             ),
             origin=found.decision.origin,
             snapshot_digest=found.snapshot.digest if found.snapshot else None,
@@ -553,6 +517,50 @@ class PolicyReply(Document):
     options: tuple[PolicyOption, ...]
     contextual: bool = Field(description="Whether it decides by the campaign's features.")
     pooled: bool = Field(description="Whether segments learn from each other.")
+
+
+class RivalReply(Document):
+    """What the log has said so far of a policy that may take over; gains are per decision."""
+
+    policy: str
+    decisions: int = Field(description="Of the present policy, judged so far.")
+    gain: float | None = Field(description="Estimated, in the units of the objective's reward.")
+    low: float | None = Field(description="Lower end of an interval that holds at every look.")
+    high: float | None = Field(description="Upper end of the same interval.")
+    verdict: choice.Verdict
+
+    @classmethod
+    def of(cls, rival: history.RivalNow) -> "RivalReply":
+        """Return the reply about a rival."""
+        return cls(
+            policy=rival.policy,
+            decisions=rival.decisions,
+            gain=rival.gain,
+            low=rival.low,
+            high=rival.high,
+            verdict=rival.verdict,
+        )
+
+
+class PolicyNowReply(Document):
+    """The policy that serves a campaign, and why."""
+
+    policy: str
+    since: dt.datetime | None
+    change: dict[str, Any] | None = Field(
+        description="How it came to serve: the detail of the audit entry `campaign.policy`."
+    )
+    rivals: tuple[RivalReply, ...] = Field(description="Empty unless the policy is `auto`.")
+
+    @classmethod
+    def of(cls, found: history.PolicyNow) -> "PolicyNowReply":
+        """Return the reply about a campaign's policy."""
+        return cls(
+            policy=found.policy,
+            since=_utc(found.since),
+            change=dict(found.change) if found.change else None,
+            rivals=tuple(RivalReply.of(one) for one in found.rivals),
+        )
 
 
 class PolicyList(Document):
