@@ -299,20 +299,22 @@ def list_decisions(call: Call, key: str, query: DecisionsPage) -> DecisionLog:
 def get_decision(call: Call, decision_id: uuid.UUID) -> ExplanationReply:
     """Read why a decision fell as it did.
 
-    Shows every arm with its probability or the reason why it could not be served, what the
-    customer did, and whether recomputing the decision from the log gives the same arm and the
-    same probabilities, bit for bit.
+    Shows every arm with its probability or the reason why it could not be served, the features
+    with the values that were used and what each did for the arm, what the customer did, and
+    whether recomputing the decision from the log gives the same arm and the same probabilities,
+    bit for bit.
     """
     with call.transaction() as session:
         found = history.explain(session, decision_id)
-        return ExplanationReply.of(found, _replayed(session, found))
+        again, influence = _replayed(session, found)
+        return ExplanationReply.of(found, again, influence)
 
 
 @customers_api.route(
     "POST", "/v1/customers", scope="manage", reply=ImportReply, examples=examples.CUSTOMERS
 )
 def import_customers(call: Call, body: CustomerImport) -> ImportReply:
-    """Store what segment rules may read about units, up to 1,000 at once.
+    """Store what segment rules and features may read about units, up to 1,000 at once.
 
     What you send replaces what was stored about the unit. Units are kept under a keyed pseudonym
     only. Attributes that a decision request sends win over stored ones.
@@ -476,15 +478,19 @@ def _lines(session: Session, campaign: Any, found: Sequence[Any]) -> tuple[Logge
     return tuple(LoggedDecision.of(one, plans[one.revision]) for one in found)
 
 
-def _replayed(session: Session, found: history.Explanation) -> ReplayReply:
+def _replayed(
+    session: Session, found: history.Explanation
+) -> tuple[ReplayReply, history.Influence | None]:
     try:
         made = replay(session, found.decision.id)
     except Irreproducible as error:
-        return ReplayReply(possible=False, same=None, arm=None, propensity=None, note=str(error))
+        note = str(error)
+        return ReplayReply(possible=False, same=None, arm=None, propensity=None, note=note), None
+    influence = history.influence(found, made.live) if made.same else None
     return ReplayReply(
         possible=True,
         same=made.same,
         arm=found.definition.arms[made.recomputed.arm].key,
         propensity=made.recomputed.propensity,
         note=None,
-    )
+    ), influence

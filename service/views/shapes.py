@@ -9,7 +9,7 @@ from pydantic import Field
 from bandits.evaluation import choice
 from service import campaigns, customers, history
 from service.definition import Attributes, CampaignDefinition, Document, Key, Label, Short
-from service.history import Explanation
+from service.history import Explanation, Influence
 from service.models import (
     ApiKey,
     AuditEntry,
@@ -206,6 +206,10 @@ class LoggedDecision(Document):
     reason: str
     revision: int
     snapshot: int
+    context: tuple[int, ...] = Field(
+        description="The features as they were encoded, in 2**-12 and in the order of the"
+        " definition, one place per value of a category; empty where none are declared."
+    )
 
     @classmethod
     def of(cls, decision: Decision, definition: CampaignDefinition) -> "LoggedDecision":
@@ -221,6 +225,7 @@ class LoggedDecision(Document):
             reason=decision.reason,
             revision=decision.revision,
             snapshot=decision.snapshot,
+            context=tuple(decision.context),
         )
 
 
@@ -239,6 +244,25 @@ class ArmChanceReply(Document):
     probability: float
     eligible: bool
     masked: str | None = Field(description="Why it could not be served.")
+
+
+class FeatureReply(Document):
+    """One feature in one decision."""
+
+    key: str
+    name: str
+    value: bool | float | str | None = Field(
+        description="The value that was used, to the precision of its encoding; null for a category"
+        " that was none of its values."
+    )
+    filled: bool | None = Field(
+        description="Whether the default was used, because the attribute was missing or of another"
+        " type; null for decisions that were logged without saying."
+    )
+    probability_without: float | None = Field(
+        description="What the served arm's probability would have been with this feature alone"
+        " unknown; null where the policy did not draw by the context."
+    )
 
 
 class OutcomeReply(Document):
@@ -284,6 +308,7 @@ class ExplanationReply(Document):
     campaign: str
     because: str
     arms: tuple[ArmChanceReply, ...]
+    context: tuple[FeatureReply, ...] = Field(description="The features, in words.")
     origin: uuid.UUID | None = Field(description="The decision whose arm the unit keeps.")
     snapshot_digest: str | None
     attribution_ends_at: dt.datetime
@@ -292,7 +317,9 @@ class ExplanationReply(Document):
     replay: ReplayReply
 
     @classmethod
-    def of(cls, found: Explanation, replay: ReplayReply) -> "ExplanationReply":
+    def of(
+        cls, found: Explanation, replay: ReplayReply, influence: Influence | None
+    ) -> "ExplanationReply":
         """Return the reply about a decision."""
         return cls(
             decision=LoggedDecision.of(found.decision, found.definition),
@@ -307,6 +334,16 @@ class ExplanationReply(Document):
                     masked=arm.masked,
                 )
                 for arm in found.arms
+            ),
+            context=tuple(
+                FeatureReply(
+                    key=one.key,
+                    name=one.name,
+                    value=one.value,
+                    filled=None if found.filled is None else one.key in found.filled,
+                    probability_without=influence.without[place] if influence else None,
+                )
+                for place, one in enumerate(found.context)
             ),
             origin=found.decision.origin,
             snapshot_digest=found.snapshot.digest if found.snapshot else None,
