@@ -393,7 +393,10 @@ _GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "For each customer, by features",
         "Two customers of one segment can get different offers. These need at least one feature,"
         " declared above, and more customers to learn from.",
-        ("linear_thompson", "linear_ucb", "logistic_thompson", "squarecb", "fastcb"),
+        (
+            *("linear_thompson", "linear_ucb", "logistic_thompson", "trees_thompson"),
+            *("neural_linear", "neural_ensemble", "squarecb", "fastcb"),
+        ),
     ),
     (
         "For special cases and comparison",
@@ -416,14 +419,21 @@ class WayGroup:
 def _policies(form: Values, errors: dict[str, str]) -> list[WayGroup]:
     """Return the ways of sharing customers out, the recommended one first."""
     chosen = form.get("policy", forms.USUAL)
-    known = {name for _, _, names in _GROUPS for name in names}
-    groups = []
-    for place, (title, about, names) in enumerate(_GROUPS):
-        last = place == len(_GROUPS) - 1
-        more = (chosen,) if last and chosen in policies.NAMES and chosen not in known else ()
-        ways = tuple(_policy(name, form, errors) for name in (*names, *more))
-        groups.append(WayGroup(title, about, ways, not last or chosen in (*names, *more)))
-    return groups
+    usual, by_features, special = (list(names) for _, _, names in _GROUPS)
+    for one in policies.catalogue():
+        if one.contextual and one.name not in by_features:
+            by_features.append(one.name)
+    if chosen in policies.NAMES and chosen not in by_features + special:
+        special.append(chosen)
+    return [
+        WayGroup(title, about, tuple(_policy(name, form, errors) for name in names), opened)
+        for (title, about, _), names, opened in zip(
+            _GROUPS,
+            (usual, by_features, special),
+            (True, True, chosen in special),
+            strict=True,
+        )
+    ]
 
 
 def _policy(name: str, form: Values, errors: dict[str, str]) -> dict[str, Any]:
@@ -439,9 +449,23 @@ def _policy(name: str, form: Values, errors: dict[str, str]) -> dict[str, Any]:
         "name": name,
         "told": told,
         "objectives": " ".join(objectives),
-        "options": forms.options_of(name),
+        "options": [_option(option, form) for option in forms.options_of(name)],
         "open": any(form.get(one) or one in errors for one in fields),
     }
+
+
+def _option(option: policies.Option, form: Values) -> dict[str, str]:
+    """Return what the form says of an option: its name, label, hint and unit."""
+    if option.name == "half_life":
+        return {
+            "name": option.name,
+            "label": "What was learnt counts half after",
+            "hint": "For tastes that change with time. Empty: nothing is forgotten.",
+            "unit": f"× {words.duration(forms.bucket_seconds(form))}",
+        }
+    usually = "" if option.default is None else f" Usually {option.default:g}."
+    label = option.name.replace("_", " ").capitalize()
+    return {"name": option.name, "label": label, "hint": option.help + usually, "unit": ""}
 
 
 def _summary(errors: dict[str, str], values: Values) -> list[tuple[str, str, str]]:

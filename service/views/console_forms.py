@@ -15,7 +15,7 @@ import pydantic
 
 from bandits import policies
 from bandits.policies import time_options
-from service.definition import CampaignDefinition, Offer
+from service.definition import BUCKET, DAY, CampaignDefinition, Offer
 from service.errors import FieldError, Invalid
 from service.models import KEY_PATTERN
 from service.validation import field_errors
@@ -303,12 +303,7 @@ def _policy(reader: Reader) -> dict[str, Any]:
     name = reader.text("policy", USUAL)
     if name == USUAL:
         return {}
-    try:
-        options = json.loads(reader.text("policy-options", "{}") or "{}")
-    except ValueError:
-        options = {}
-    if reader.text("policy-kept") != name or not isinstance(options, dict):
-        options = {}
+    options = _kept_options(reader.values) if reader.text("policy-kept") == name else {}
     for option in options_of(name):
         value = reader.number(
             f"policy-{name}-{option.name}", low=option.minimum, high=option.maximum
@@ -326,8 +321,24 @@ def options_of(policy: str) -> list[policies.Option]:
     return [
         option
         for option in policies.describe(policy).options
-        if option.kind == "number" and option.name not in time_options.NAMES
+        if option.kind == "number" and option.name not in time_options.NAMES - {"half_life"}
     ]
+
+
+def bucket_seconds(values: Mapping[str, str]) -> int:
+    """Return how long a time bucket is, which forgetting counts in."""
+    seconds = _kept_options(values).get(BUCKET, DAY)
+    fine = isinstance(seconds, int | float) and 1 <= seconds <= 400 * DAY
+    return int(seconds) if fine else DAY
+
+
+def _kept_options(values: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options that a campaign had, those among them that the form does not show too."""
+    try:
+        options = json.loads(values.get("policy-options") or "{}")
+    except ValueError:
+        return {}
+    return options if isinstance(options, dict) else {}
 
 
 def _guardrails(reader: Reader) -> dict[str, Any]:

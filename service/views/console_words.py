@@ -82,6 +82,26 @@ POLICIES = {
         " each customer an offer as often as it is likely to be the best one for them.",
         "When purchases should grow, and offers differ much in how often they are bought.",
     ),
+    "trees_thompson": Way(
+        "By features, in steps and combinations",
+        "Barter fits decision trees to the log now and then, and gives each customer an offer as"
+        " often as it is likely to be the best one for them.",
+        "When what matters comes in steps or combinations, such as newcomers who use the app, and"
+        " there are many customers.",
+    ),
+    "neural_linear": Way(
+        "By features, along curves",
+        "Barter fits a neural network to the log now and then, and goes on learning from its last"
+        " layer in between.",
+        "When results rise and fall again along a feature, and there are many customers.",
+    ),
+    "neural_ensemble": Way(
+        "By features, along curves, by several networks",
+        "Barter fits several neural networks to the log now and then, and shares customers out as"
+        " the networks disagree.",
+        "As the one before, where new kinds of customers keep coming: networks disagree about what"
+        " they have not seen.",
+    ),
     "squarecb": Way(
         "By features, shares by the distance",
         "Barter predicts each offer’s result from the features; the best gets most customers, each"

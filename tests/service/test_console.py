@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
+from bandits import policies
 from service import bundle, campaigns, db, history, keys, users
 from service.app import create_app
 from service.charts import charts, theme
@@ -390,13 +391,31 @@ def test_a_campaign_with_features_is_made_and_stays_as_launched(app: Flask) -> N
     assert browser.post("/campaigns/spring/edit", edited | {"holdout": "10"}).status_code == 302
 
 
+def test_what_is_forgotten_is_told_in_the_units_of_the_campaign(app: Flask) -> None:
+    browser = Browser(app).log_in("marketer")
+    options = {"half_life": 12, "bucket_seconds": 3600}
+    hourly = definition(policy={"name": "thompson_profit", "options": options})
+    values = forms.fill(hourly)
+    assert values["policy-thompson_profit-half_life"] == "12"
+    assert forms.check(values, key="spring").definition == hourly
+    assert "× 1 hour" in browser.post("/campaigns/new", values | {"action": "add-arm"}).text
+    daily = with_features(policy="ucb1", **{"policy-ucb1-half_life": "30"})
+    plan = forms.check(daily).definition
+    assert plan is not None
+    assert plan.policy.options == {"half_life": 30}
+    assert "× 1 day" in browser.post("/campaigns/new", daily | {"action": "add-arm"}).text
+    damaged = values | {"policy-options": '{"bucket_seconds": Infinity}', "action": "add-arm"}
+    assert browser.post("/campaigns/new", damaged).status_code == 200
+
+
 def test_ways_of_sharing_out_are_offered_where_they_fit(app: Flask) -> None:
     page = Browser(app).log_in("marketer").get("/campaigns/new").text
     offered = re.findall(r'data-objective="([^"]*)">\s*<label.*? value="(\w+)"', page)
     fits = {name: objectives.split() for objectives, name in offered}
     assert offered[0][1] == "usual"
     assert fits["logistic_thompson"] == fits["thompson_beta"] == ["conversion"]
-    assert set(fits) >= {"linear_thompson", "linear_ucb", "squarecb", "fastcb", "fixed_split"}
+    contextual = {one.name for one in policies.catalogue() if one.contextual}
+    assert set(fits) >= contextual | {"auto", "fixed_split"}
     for name, objectives in fits.items():
         for objective in objectives:
             values = with_features(VISITS, policy=name, objective=objective)
