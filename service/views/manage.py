@@ -266,7 +266,10 @@ def get_report(call: Call, key: str, query: ReportFormat) -> Response:
 
 @campaigns_api.route("GET", "/v1/policies", scope="read", reply=PolicyList)
 def list_policies(call: Call) -> PolicyList:
-    """List the policies that a campaign may choose, with their options and bounds."""
+    """List the policies that a campaign may choose, with their options and bounds.
+
+    Instead of one of them a campaign may name `auto`, which chooses among some of them by its log.
+    """
     return PolicyList(
         policies=tuple(PolicyReply.model_validate(one.as_dict()) for one in policies.catalogue())
     )
