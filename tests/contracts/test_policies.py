@@ -213,3 +213,18 @@ def test_the_registry_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"^name: "):
         policies.describe("magic")
     assert [spec.name for spec in policies.catalogue()] == list(policies.NAMES)
+
+
+@pytest.mark.parametrize("name", [n for n in policies.NAMES if _policy(n).retrain is not None])
+def test_what_was_fitted_stays_when_its_rows_are_taken_back(name: str) -> None:
+    """The service stores it so, and counts the log on from it."""
+    policy, batch, more = _policy(name), _batch(), _batch(seed=3, rows=90)
+    assert policy.retrain is not None
+    state = policy.retrain(policy.update(policy.init(), more), batch, 0)
+    fitted = policy.update(state, batch._replace(sign=-batch.sign))
+    assert not any(np.any(getattr(fitted, sum)) for sum in ("trials", "reward", "square_low"))
+    again = policy.update(policy.update(fitted, more), batch)
+    back = policy.update(again, more._replace(sign=-more.sign))
+    assert artefact.digest(back) == artefact.digest(state) != artefact.digest(again)
+    assert type(back) is type(policy.init())
+    artefact.from_bytes(artefact.to_bytes(back, policy=name), like=policy.init())
