@@ -39,13 +39,21 @@ def thompson(prediction: Prediction, mask: Array, *, backend: Backend | None = N
     )
 
 
-def frozen(draws: Array, mask: Array) -> Array:
-    """Share of the draws (B, M, A) in which each eligible arm is the greatest, ties split."""
+def frozen(draws: Array, mask: Array, *, known: Array | None = None) -> Array:
+    """Share of the draws (B, M, A) in which each eligible arm is the greatest, ties split.
+
+    Arms that ``known`` (A,) bool leaves out have no draws: each has an equal share of the eligible
+    arms, and the draws share out the rest.
+    """
     xp = namespace(draws)
-    eligible = xp.where(mask[:, None, :], draws, -xp.inf)
-    top = mask[:, None, :] & (eligible == eligible.max(axis=-1, keepdims=True))
-    shares = top / xp.maximum(top.sum(axis=-1, keepdims=True), 1)
-    return shares.mean(axis=1)
+    drawn = mask if known is None else mask & known
+    eligible = xp.where(drawn[:, None, :], draws, -xp.inf)
+    top = drawn[:, None, :] & (eligible == eligible.max(axis=-1, keepdims=True))
+    shares = (top / xp.maximum(top.sum(axis=-1, keepdims=True), 1)).mean(axis=1)
+    if known is None:
+        return shares
+    new = (mask & ~known) / mask.sum(axis=1, keepdims=True)
+    return new + (1.0 - new.sum(axis=1, keepdims=True)) * shares
 
 
 def squarecb(prediction: Prediction, mask: Array, *, gamma: Array) -> Array:

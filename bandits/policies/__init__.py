@@ -22,6 +22,7 @@ from bandits.policies import (
     linear_ucb,
     logistic_thompson,
     neural_ensemble,
+    neural_epinet,
     neural_linear,
     squarecb,
     thompson_beta,
@@ -56,6 +57,7 @@ _MODULES: dict[str, ModuleType] = {
         trees_thompson,
         neural_linear,
         neural_ensemble,
+        neural_epinet,
     )
 }
 

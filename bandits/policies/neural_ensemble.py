@@ -64,10 +64,8 @@ def policy(
     )
 
     def rule(prediction: Prediction, mask: Array, belief: Belief) -> Array:
-        fitted = space.xp.asarray(belief.number) >= 0
-        new = (mask & ~fitted) / mask.sum(axis=1, keepdims=True)
-        left = 1.0 - new.sum(axis=1, keepdims=True)
-        return new + left * explore.frozen(prediction.draws, mask & fitted)
+        known = space.xp.asarray(belief.number) >= 0
+        return explore.frozen(prediction.draws, mask, known=known)
 
     return contextual.policy(
         SPEC.name, regressor, rule, arms=arms, segments=segments, features=features, space=space

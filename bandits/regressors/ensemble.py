@@ -51,7 +51,7 @@ class EnsembleState(NamedTuple):
         number: (A,) int32, the place of an arm among those of the rows of the fit; -1 if it had
             none.
         weights: (M, W) int32 in 2**-16, the members' layers.
-        heads: (M, A, P) int32 in 2**-16, their last layers.
+        heads: (M, A, P) int32 in 2**-16, their last layers, arms in the order of ``number``.
         centre: (1,) float64, mean of the rewards of the fit.
         unit: (1,) float64, their standard deviation.
         residual: (1,) float64, that of what the members' mean left of them.
@@ -153,8 +153,9 @@ def _rewards(
 ) -> Array:
     """What every member expects of rows x (B, P - H) int64 in 2**-12: (B, M, A) in rewards."""
     xp = space.xp
-    own = xp.asarray(priors.heads)[:, xp.maximum(xp.asarray(state.number), 0)]
-    weights, heads = xp.asarray(state.weights), xp.asarray(state.heads)
+    place = xp.maximum(xp.asarray(state.number), 0)
+    own, heads = (xp.asarray(part)[:, place] for part in (priors.heads, state.heads))
+    weights = xp.asarray(state.weights)
 
     def output(layers: Array, head: Array) -> Array:
         z = neural_linear.hidden(layers, x[:, 1:], units=units, space=space)
@@ -181,10 +182,10 @@ def _fitted(
     target = (rows.reward[:, None] - known) / state.unit
     # Row by row, so that a row has the same noise when the log has grown.
     target += noise / state.unit * np.random.default_rng(1).normal(size=target.shape)
-    inputs = (rows.x[:, 1:] / float(ONE)).astype(np.float32)
+    inputs, arm = (rows.x[:, 1:] / float(ONE)).astype(np.float32), state.number[rows.arm]
     heads = (state.heads / float(1 << WEIGHT_BITS)).astype(np.float32)
     jobs = [
-        Job(inputs, rows.arm, target[:, m].astype(np.float32), state.weights[m], heads[m])
+        Job(inputs, arm, target[:, m].astype(np.float32), state.weights[m], heads[m])
         for m in range(members)
     ]
     # By name: only fitting needs JAX and Flax, and a server that only serves never reaches them.
@@ -201,8 +202,9 @@ def _moved(state: EnsembleState, rows: Rows) -> EnsembleState:
     number = np.full(state.number.shape, -1, np.int32)
     number[seen[np.argsort(at)]] = np.arange(len(seen))
     centre, unit = np.array([rows.reward.mean()]), np.array([rows.reward.std() or 1.0])
-    heads = state.heads * (state.unit / unit)
-    heads[..., 0] += (state.centre - centre) / unit * (1 << WEIGHT_BITS)
-    known = np.where((state.number >= 0)[:, None], np.rint(heads), 0)
-    whole = np.clip(known, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int32)
-    return state._replace(number=number, heads=whole, centre=centre, unit=unit)
+    kept = (state.number >= 0) & (number >= 0)
+    known = state.heads[:, state.number[kept]] * (state.unit / unit)
+    known[..., 0] += (state.centre - centre) / unit * (1 << WEIGHT_BITS)
+    heads = np.zeros_like(state.heads)
+    heads[:, number[kept]] = np.clip(np.rint(known), -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    return state._replace(number=number, heads=heads, centre=centre, unit=unit)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bandits.backend import jax_backend
 from bandits.regressors import neural_linear
+from bandits.regressors.epinet import EpinetJob
 from bandits.regressors.neural_linear import WEIGHT_BITS, Job
 from bandits.types import Array
 
@@ -130,3 +131,56 @@ def _parameters(weights: Array, head: Array, *, inputs: int, units: int) -> dict
         "Dense_1": {"kernel": two, "bias": second},
         "Dense_2": {"kernel": head[:, 1:].T, "bias": head[:, 0]},
     }
+
+
+def fit_epinet(job: EpinetJob, seed: int, *, units: int) -> tuple[list[Array], Array, Array, Array]:
+    """The fitted layers, last layer (A, P), and the epinet's (P + K, E) and (A, K, E)."""
+    jax_backend()
+    rows = len(job.arm)
+    size = SMALLEST
+    while size < rows:
+        size *= 8
+    padding = ((0, size - rows), (0, 0))
+    names = ("inputs", "arm", "target", "offset")
+    parts: Any = {n: np.pad(getattr(job, n), padding[: getattr(job, n).ndim]) for n in names}
+    steps = int(np.clip(PASSES * rows // ROWS, FEWEST, MOST))
+    fields: Any = jax.tree.map(jnp.asarray, job._replace(**parts))
+    layers, *others = _fit_epinet(
+        fields, jnp.asarray(rows, jnp.int32), jax.random.key(seed), steps, units=units
+    )
+    head, inner, outer = (np.asarray(part) for part in others)
+    return [np.asarray(part) for part in layers], head, inner, outer
+
+
+@functools.partial(jax.jit, static_argnames="units")
+def _fit_epinet(job: EpinetJob, count: Array, key: Array, steps: Array, *, units: int) -> Any:
+    """As :func:`_fit_one`; each row of a step comes with an index of its own."""
+    real = job.weights.astype(jnp.float32) / jnp.float32(1 << WEIGHT_BITS)
+    layers = neural_linear.unpacked(real, inputs=job.inputs.shape[1], units=units)
+    rate_at = optax.adamw(1.0, weight_decay=DECAY / RATE)
+
+    def loss(parameters: Any, rows: Array, index: Array) -> Array:
+        (one, first, two, second), head, inner, outer = parameters
+        x = job.inputs[rows]
+        z = linen.relu(linen.relu(x @ one + first) @ two + second)
+        columns = jnp.concatenate([jnp.ones_like(x[:, :1]), x, z], axis=1)
+        arm = job.arm[rows]
+        mean = (columns * head[arm]).sum(axis=1)
+        # What the epinet learns leaves the network's features alone.
+        seen = jnp.concatenate([jax.lax.stop_gradient(columns), index], axis=1)
+        adds = jnp.einsum("be,bke,bk->b", linen.relu(seen @ inner), outer[arm], index)
+        missed = mean + adds - job.target[rows] + (index * job.offset[rows]).sum(axis=1)
+        return jnp.mean(missed**2)
+
+    def step(number: Array, carried: Any) -> Any:
+        parameters, memory = carried
+        which, drawn = jax.random.split(jax.random.fold_in(key, number))
+        rows = jax.random.randint(which, (ROWS,), 0, count)
+        index = jax.random.normal(drawn, (ROWS, job.offset.shape[1]), jnp.float32)
+        change, memory = rate_at.update(jax.grad(loss)(parameters, rows, index), memory, parameters)
+        rate = RATE * 0.5 * (1.0 + jnp.cos(jnp.pi * number / steps)).astype(jnp.float32)
+        change = jax.tree.map(lambda part: part * rate, change)
+        return optax.apply_updates(parameters, change), memory
+
+    first = (layers, job.head, job.inner, job.outer)
+    return jax.lax.fori_loop(0, steps, step, (first, rate_at.init(first)))[0]

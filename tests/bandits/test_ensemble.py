@@ -89,6 +89,14 @@ def test_a_change_of_the_rewards_unit_moves_no_prediction_before_training() -> N
     np.testing.assert_allclose(after, before, atol=1.0)
 
 
+def test_arms_names_do_not_matter_in_any_bit() -> None:
+    log, model = _log(), _model()
+    found = model.predict(model.retrain(model.init(), log, 0), log.contexts).draws
+    swapped = model.retrain(model.init(), log._replace(arm=1 - log.arm), 0)
+    other = model.predict(swapped, log.contexts).draws
+    np.testing.assert_array_equal(other, found[..., ::-1])
+
+
 def test_an_arm_without_rows_has_an_equal_share_until_the_next_retraining() -> None:
     policy = policies.make("neural_ensemble", arms=3, segments=1, features=2, members=MEMBERS)
     assert policy.retrain is not None
