@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandits import features, policies, sampling
+from bandits import features, sampling
 from bandits.types import Batch, Contexts
-from tests.bench.policies import data
+from tests.bench.policies import barter, data
 
 Floats = NDArray[np.float64]
 
@@ -121,13 +121,15 @@ def ridge_regret(rows: Rows, *, rule: str, nu: float, seed: int) -> float:
 
 
 def policy_regret(rows: Rows, *, arms: int, name: str, seed: int, **options: Any) -> float:
-    """Regret of a registered policy.
+    """Regret of a policy, a registered one or out of a file.
 
     It learns after every row at first and later in blocks of 2 % of the rows so far, 50 at most.
     Whenever they have grown by 15 %, 10 at least, it encodes them afresh and is fitted, or counts,
     again.
     """
-    policy = policies.make(name, arms=arms, segments=1, features=rows.x.shape[1], **options)
+    what = "file" if name.endswith(".py") else "policy"
+    settings = {what: name, "options": options}
+    policy = barter.made(settings, arms=arms, width=rows.x.shape[1], backend="numpy")
     x, uniform = encoded(rows.x, 0), np.random.default_rng(seed).random(len(rows.x))
     served, earned = np.zeros(len(x), np.int32), np.zeros(len(x), np.int64)
     shares = np.zeros((len(x), arms))
@@ -155,7 +157,8 @@ def policy_regret(rows: Rows, *, arms: int, name: str, seed: int, **options: Any
 def shown(name: str, seeds: range, lines: list[str]) -> None:
     """Print the rows of one table: mean total regret and its standard deviation over seeds.
 
-    A line is a policy with options, ``ridge`` with ``rule`` and ``nu``, or ``uniform``.
+    A line is a policy (or its file) with options, ``ridge`` with ``rule`` and ``nu``, or
+    ``uniform``.
     """
     table = raw(name)
     arms = int(table.label.max()) + 1
