@@ -93,6 +93,7 @@ def switches(loop: Loop) -> list[AuditEntry]:
         return list(session.scalars(query.order_by(AuditEntry.id)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["conversion", "profit"])
 def test_a_better_policy_takes_over_and_all_of_the_log_replays(loop: Loop, objective: str) -> None:
     campaign = loop.launch(**CHOOSING | {"objective": objective})
@@ -123,6 +124,7 @@ def test_a_better_policy_takes_over_and_all_of_the_log_replays(loop: Loop, objec
         session.rollback()
 
 
+@pytest.mark.slow
 def test_api_and_console_say_what_serves_since_when_and_why(config: Config, engine: Engine) -> None:
     with web.serving(config, engine) as site:
         campaign = site.loop.launch(**CHOOSING)
@@ -227,6 +229,7 @@ def drawn(campaign: int) -> queries.Query:
     return queries.decisions_after(campaign, 0, None, 10_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["learner.advance", "learner.publish"])
 def test_a_kill_before_or_during_the_change_is_made_good(
     loop: Loop, database_url: str, moment: str
@@ -269,6 +272,7 @@ def test_a_kill_before_or_during_the_change_is_made_good(
     assert verify(loop.engine, "spring", sample=300).holds
 
 
+@pytest.mark.slow
 def test_a_person_may_name_a_policy_again_and_auto_needs_new_evidence(loop: Loop) -> None:
     campaign = loop.launch(**CHOOSING)
     assert live(loop, campaign, 40, liked=0.6)
