@@ -87,7 +87,9 @@ class LiveCampaign:
         start = self.policy.init()
         self.learnt = artefact.from_bytes(stored, like=start) if stored else start
         self.belief = self.policy.believe(self.learnt)
-        self._caps = np.array([1.0 if arm.cap is None else arm.cap for arm in definition.arms])
+        # Water-filling costs more than all else of a guard, so only where a cap can bind.
+        caps = [1.0 if arm.cap is None else arm.cap for arm in definition.arms]
+        self._caps = np.array(caps) if min(caps) < 1 else None
         self._contextual = self.served.contextual
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
 

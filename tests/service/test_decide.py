@@ -17,9 +17,10 @@ from service.decide import campaign_number, decide
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionRequest
 from service.models import Decision
+from service.snapshots import LiveCampaign
 from service.spool import SpoolError
 from service.verify import verify
-from tests.loop import Loop, definition, running
+from tests.loop import DEFINITION, Loop, definition, running
 
 NOW = dt.datetime.now(dt.UTC)
 HOUR = dt.timedelta(hours=1)
@@ -289,3 +290,19 @@ def test_a_clock_that_was_set_back_still_gets_an_answer(loop: Loop) -> None:
     wanted = [DecisionRequest(campaign="spring", unit="ana")]
     (reply,) = decide(loop.runtime, wanted, now=NOW + HOUR)
     assert (reply.reason, reply.arm) == ("unavailable", "none")
+
+
+@pytest.mark.parametrize(
+    ("cap", "shares"), [(None, [0.107, 0.107, 0.786]), (1.0, [0.107, 0.107, 0.786]),
+                        (0.4, [0.3, 0.3, 0.4])],
+)  # fmt: skip
+def test_a_cap_holds_and_what_it_takes_is_shared_out(
+    cap: float | None, shares: list[float]
+) -> None:
+    arms = [arm | {"cap": cap if arm["key"] == "twenty" else None} for arm in DEFINITION["arms"]]
+    policy = {"name": "fixed_split", "options": {"shares": [0.1, 0.1, 0.8]}}
+    live = LiveCampaign(
+        id=1, revision=1, state="running", killed=False, seed=b"s",
+        definition=definition(arms=arms, policy=policy),
+    )  # fmt: skip
+    assert live.simplex(0, 0b111).tolist() == pytest.approx(shares)
