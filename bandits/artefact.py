@@ -31,6 +31,7 @@ FORMAT = 2
 _MAGIC = b"BARTER\r\n"
 _FIRST = b"BLEDGER1"
 _READABLE = (1, 2)
+_CHECKSUM = 32
 _TYPES = ("<i8", "<i4", "<f8", "<f4", "|b1")
 
 S = TypeVar("S", bound=tuple[Any, ...])
@@ -82,28 +83,30 @@ def from_bytes(data: bytes, *, like: S) -> S:
 def without(data: bytes, base: bytes) -> bytes:
     """The file less the fields that are the same in the file ``base``; both are of one policy.
 
-    What two states of a policy share (a network, trees) needs to be kept once:
-    ``completed(without(data, base), base) == data``.
+    What two states of a policy share (a network, trees) needs to be kept once. The header names
+    ``base`` by its checksum, and ``completed(without(data, base), base) == data``.
 
     Raises:
         ValueError: as for :func:`from_bytes`.
     """
-    theirs = _fields(base)
-    mine = _fields(data)
+    theirs, mine = _fields(base), _fields(data)
     own = [field for name, field in mine.items() if theirs.get(name) != field]
-    return _sealed(describe(data)["policy"], own)
+    return _sealed(describe(data)["policy"], own, base=base[-_CHECKSUM:].hex())
 
 
 def completed(data: bytes, base: bytes) -> bytes:
-    """The file with the fields that it lacks taken from ``base``, in the order of ``base``.
+    """The file with what :func:`without` left out; ``data`` itself where it left out nothing.
 
     Raises:
-        ValueError: it has a field that ``base`` has not; else as for :func:`from_bytes`.
+        ValueError: it was made from another base; else as for :func:`from_bytes`.
     """
+    header = describe(data)
+    if "base" not in header:
+        return data
+    if header["base"] != base[-_CHECKSUM:].hex():
+        raise ValueError("artefact leaves out what another base has, not this one")
     theirs, mine = _fields(base), _fields(data)
-    if unknown := mine.keys() - theirs.keys():
-        raise ValueError(f"artefact holds {sorted(unknown)}, which its base does not")
-    return _sealed(describe(data)["policy"], [mine.get(name, theirs[name]) for name in theirs])
+    return _sealed(header["policy"], [mine.get(name, theirs[name]) for name in theirs])
 
 
 def describe(data: bytes) -> dict[str, Any]:
@@ -129,12 +132,11 @@ def digest(state: Any) -> str:
 Field = tuple[dict[str, Any], bytes]
 
 
-def _sealed(policy: str | None, fields: Sequence[Field]) -> bytes:
-    """The file of some fields."""
-    entries = [entry for entry, _ in fields]
-    header = json.dumps(
-        {"format": FORMAT, "policy": policy, "fields": entries}, separators=(",", ":")
-    ).encode()
+def _sealed(policy: str | None, fields: Sequence[Field], *, base: str | None = None) -> bytes:
+    """The file of some fields, of all or of those that are not as in a base."""
+    about: dict[str, Any] = {"format": FORMAT, "policy": policy} | ({"base": base} if base else {})
+    about["fields"] = [entry for entry, _ in fields]
+    header = json.dumps(about, separators=(",", ":")).encode()
     start = [_MAGIC, struct.pack("<I", len(header)), header]
     body = b"".join([*start, *(raw for _, raw in fields)])
     return body + hashlib.sha256(body).digest()
@@ -157,7 +159,7 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     magic = data[: len(_MAGIC)]
     if magic not in (_MAGIC, _FIRST):
         raise ValueError("not an artefact: it does not begin as one")
-    body, checksum = data[:-32], data[-32:]
+    body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
     if hashlib.sha256(body).digest() != checksum:
         raise ValueError("artefact is damaged: its checksum differs")
     start = len(magic) + 4

@@ -19,7 +19,6 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from service import queries
-from service.snapshots import whole
 from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
 
 BATCH = 2_000
@@ -48,7 +47,7 @@ class Carrier:
         self._released: dict[int, int] = {}
         self._customers_since: dt.datetime | None = None
         self._customers_seen: tuple[int, dt.datetime] | None = None
-        self._versions: dict[int, int] = {}
+        self._newest: dict[int, tuple[int, int | None]] = {}
         self._refreshed_at = self._pruned_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -154,7 +153,10 @@ class Carrier:
                 }
                 for row in connection.execute(queries.live_keys())
             ]
-            newest = {row.id: row.version for row in connection.execute(queries.newest_versions())}
+            newest = {
+                row.id: (row.version, row.retraining)
+                for row in connection.execute(queries.newest_versions())
+            }
             snapshots = self._states(connection, newest)
             released: dict[int, int] = {
                 row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
@@ -165,21 +167,35 @@ class Carrier:
         changed = {name: value for name, value in values.items() if self._spool.read(name) != value}
         if changed:
             self._spool.write(changed)
-        self._versions = newest
+        self._newest = newest
         if released != self._released:
             self._spool.release(released)
             self._released = released
 
-    def _states(self, connection: Connection, newest: dict[int, int]) -> dict[str, bytes]:
-        """Return the snapshots that have not been brought down yet, as they are cached."""
-        wanted = [place for place in newest.items() if self._versions.get(place[0]) != place[1]]
+    def _states(
+        self, connection: Connection, newest: dict[int, tuple[int, int | None]]
+    ) -> dict[str, bytes]:
+        """Return the snapshots that have not been brought down yet, as they are cached.
+
+        With what they count on from, where that is new: both go into the cache at once.
+        """
+        wanted, fitted = [], []
+        for id, (version, retraining) in newest.items():
+            before = self._newest.get(id, (0, None))
+            if version != before[0]:
+                wanted.append((id, version))
+            if retraining not in (None, before[1]):
+                fitted.append((id, retraining))
         if not wanted:
             return {}
-        return {
-            f"snapshot:{row.campaign_id}": row.version.to_bytes(8, "big")
-            + whole(row.state, row.fitted)
+        states = {
+            f"snapshot:{row.campaign_id}": row.version.to_bytes(8, "big") + row.state
             for row in connection.execute(queries.snapshot_states(wanted))
         }
+        if fitted:
+            for row in connection.execute(queries.fitted_states(fitted)):
+                states[f"fitted:{row.campaign_id}"] = row.state
+        return states
 
     def _keep_customers(self, connection: Connection) -> None:
         """Keep attributes that are news; the last minute is read again, for overlapping writers.

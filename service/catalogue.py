@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import structlog
 
-from service.snapshots import LiveCampaign
+from service.snapshots import LiveCampaign, whole
 from service.spool import Spool
 
 POLL_SECONDS = 0.02
@@ -135,8 +135,12 @@ class Catalogue:
         """
         stored = self._spool.read(name)
         version, state = int.from_bytes(stored[:8], "big"), stored[8:]
+        fitted = self._spool.read(f"fitted:{row['id']}") or None
         definition = known.definition if known and same else None
         try:
+            # Should the carrier have written between the two, they do not fit each other: what is
+            # known goes on, and the next look finds both.
+            state = whole(state, fitted) if state else state
             return LiveCampaign.load(row, state, version, definition=definition)
         except ValueError:
             log.exception("campaign_not_loaded", campaign=row["id"])

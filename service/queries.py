@@ -307,15 +307,16 @@ def newest_snapshot(campaign_id: int) -> Query:
 
 
 def newest_versions() -> Query:
-    """Return the newest snapshot's version of every campaign that has one."""
+    """Return the newest snapshot of every campaign that has one: version and retraining."""
     newest = (
-        select(Snapshot.version)
+        select(Snapshot.version, Snapshot.retraining)
         .where(Snapshot.campaign_id == Campaign.id)
         .order_by(Snapshot.version.desc())
         .limit(1)
         .lateral()
     )
-    return select(Campaign.id, newest.c.version).select_from(Campaign).join(newest, text("true"))
+    columns = (Campaign.id, newest.c.version, newest.c.retraining)
+    return select(*columns).select_from(Campaign).join(newest, text("true"))
 
 
 def snapshot_place(campaign_id: int, version: int) -> Query:
@@ -326,16 +327,15 @@ def snapshot_place(campaign_id: int, version: int) -> Query:
 
 
 def snapshot_states(places: Sequence[tuple[int, int]]) -> Query:
-    """Return the states of some snapshots, by (campaign, version), as `newest_snapshot` does."""
+    """Return some snapshots as they are stored, by (campaign, version)."""
     place = tuple_(Snapshot.campaign_id, Snapshot.version)
-    return (
-        select(
-            Snapshot.campaign_id, Snapshot.version, Snapshot.state,
-            Retraining.state.label("fitted"),
-        )
-        .outerjoin(Retraining, _ITS_RETRAINING)
-        .where(place.in_(places))
-    )  # fmt: skip
+    return select(Snapshot.campaign_id, Snapshot.version, Snapshot.state).where(place.in_(places))
+
+
+def fitted_states(places: Sequence[tuple[int, int]]) -> Query:
+    """Return what some retrainings fitted, by (campaign, number)."""
+    place = tuple_(Retraining.campaign_id, Retraining.number)
+    return select(Retraining.campaign_id, Retraining.state).where(place.in_(places))
 
 
 def campaigns_with_news() -> Query:

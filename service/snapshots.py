@@ -21,7 +21,11 @@ MAX_SIMPLEXES = 10_000
 
 
 def whole(state: bytes, fitted: bytes | None) -> bytes:
-    """Return a snapshot's state with what it left out, because its retraining has it."""
+    """Return a snapshot's state with what it left out, because its retraining has it.
+
+    Raises:
+        ValueError: it is damaged, or it left out what another retraining has.
+    """
     return state if fitted is None else artefact.completed(state, fitted)
 
 

@@ -20,6 +20,7 @@ from service.config import Config
 from service.db import transaction
 from service.messages import DecisionReply
 from service.models import Retraining, Snapshot
+from service.replay import Irreproducible, replay
 from service.reports.build import campaign_report
 from service.retraining import Retrained, Retrainer, due, retrain
 from service.verify import verify
@@ -116,20 +117,49 @@ def test_what_was_retrained_serves_replays_and_verifies(loop: Loop, policy: dict
     assert retrain(loop.engine, campaign, backend="numpy") is None, "it is not due again"
 
 
-def test_snapshots_do_not_store_again_what_was_fitted(loop: Loop) -> None:
+def test_what_was_fitted_is_stored_and_carried_once(loop: Loop) -> None:
     campaign = launch(loop, TREES)
     learnt(loop, campaign, 200)
     retrain(loop.engine, campaign, backend="numpy")
-    learnt(loop, campaign, 5)
+    loop.carry()
+    for _ in range(3):
+        learnt(loop, campaign, 5)
     first, last = snapshots(loop)[0], snapshots(loop)[-1]
+    spool = loop.runtime.spool
     assert len(first.state) > 300_000
     assert len(last.state) < 2_000
+    assert spool.read(f"snapshot:{campaign}")[8:] == last.state
+    assert spool.versions()[f"fitted:{campaign}"] == 1
+    assert loop.live.version == last.version
+    assert artefact.digest(loop.live.learnt) == last.digest
+    assert loop.live.learnt.trials.sum() == 215
+
+
+def test_what_was_fitted_cannot_be_changed_afterwards(loop: Loop) -> None:
+    campaign = launch(loop, TREES)
+    learnt(loop, campaign, 200)
+    retrain(loop.engine, campaign, backend="numpy")
+    loop.carry()
+    (reply,) = serve(loop, 1)
+    loop.carry()
+    live = loop.live
     with transaction(loop.engine) as session:
-        fitted = session.scalars(select(Retraining.state)).one()
-    assert fitted is not None
-    state = artefact.from_bytes(artefact.completed(last.state, fitted), like=loop.live.learnt)
-    assert artefact.digest(state) == last.digest == artefact.digest(loop.live.learnt)
-    assert state.trials.sum() == 205
+        assert replay(session, reply.decision_id).same
+        kept = session.scalars(select(Retraining)).one()
+        assert kept.state is not None
+        fitted = artefact.from_bytes(kept.state, like=live.learnt)
+        forged = fitted._replace(threshold=fitted.threshold + 1)
+        kept.state = artefact.to_bytes(forged, policy="trees_thompson")
+        session.flush()
+        loop.runtime.spool.write({f"fitted:{campaign}": kept.state})
+        with pytest.raises(Irreproducible, match="another base"):
+            replay(session, reply.decision_id)
+    stored = snapshots(loop)[-1]
+    entry = stored.version.to_bytes(8, "big") + stored.state
+    loop.runtime.spool.write({f"snapshot:{campaign}": entry})
+    before = served(loop)
+    loop.runtime.catalogue.refresh()
+    assert served(loop) == before, "the last good picture goes on serving"
 
 
 def test_a_campaign_is_due_by_half_of_what_was_fitted(
@@ -366,7 +396,7 @@ def test_the_learners_process_retrains_by_itself_and_stops_when_told(
     environment = os.environ | config.environment()
     with subprocess.Popen(command, env=environment) as process:
         serve(loop, 220)
-        deadline, retrained = time.monotonic() + 90, None
+        deadline, retrained = time.monotonic() + 200, None
         while retrained is None and time.monotonic() < deadline:
             loop.carry()
             time.sleep(0.2)
