@@ -31,7 +31,7 @@ SPEC = PolicySpec(
             "units", "number", float(neural_linear.UNITS), 1.0, 1024.0, False,
             "Units of each of the network's two layers, a whole number.",
         ),
-        *OPTIONS,
+        *OPTIONS[:3],  # of the model of one arm
     ),
     contextual=True,
     pooled=True,
