@@ -9,7 +9,9 @@ is a model of arms that resemble each other.
 The belief is M frozen joint draws of every arm's mean reward, made from the sums alone, always with
 the same noise. The simplex is the share of draws in which an arm is best: exact by construction.
 ``explore`` draws the draws together around their mean; at 1 it is Thompson's rule, and 0.5 lost
-less on average in trials (README.md, Decisions, says how far they went).
+less on average in trials (README.md, Decisions, says how far they went). One draw in ten keeps its
+full width, so that an arm is explored at least a tenth as much as by Thompson's rule, and a segment
+that was misled by its first customers comes back.
 
 The draws are made on the host, in numpy, on either backend; arms and segments are put in an order
 that only their terms and sums decide, so a permutation of the campaign's arms permutes the simplex.
@@ -40,8 +42,10 @@ from bandits.posteriors import shared
 from bandits.posteriors.shared import Floats, Offers
 from bandits.types import ArmSums, Array, Batch, Contexts, Policy
 
-#: Draws, and how many numbers they may hold together (32 MB): large campaigns have fewer.
-DRAWS, FEWEST, _NUMBERS = 2048, 256, 1 << 22
+#: Every tenth draw keeps its full width: see `explore` above.
+FULL = 10
+#: Draws, and how many numbers they may hold together (2 MB): large campaigns have fewer.
+DRAWS, FEWEST, _NUMBERS = 2048, 256, 1 << 18
 
 SPEC = PolicySpec(
     name="thompson_hierarchical",
@@ -103,7 +107,9 @@ def policy(*, arms: int, segments: int, backend: str = "numpy", **options: Optio
         sums = ArmSums(*(np.asarray(field) for field in state))
         drawn = _draws(sums, depth, None if conversion else offers)
         mean = drawn.mean(axis=0)
-        spread = mean + chosen["explore"] * (drawn - mean)
+        width = np.full(len(drawn), chosen["explore"])
+        width[::FULL] = max(1.0, chosen["explore"])
+        spread = mean + width[:, None, None] * (drawn - mean)
         return Draws(np.ascontiguousarray(spread.transpose(1, 0, 2)))
 
     return Policy(SPEC.name, init, update, believe, _probabilities(arms, segments, space))

@@ -5,15 +5,16 @@ everything that is measured against the best arm. Here arms share what they have
 odds of a conversion are linear in the features ``x`` of an arm (a level, and the depth of its
 discount), plus residuals, and segments resemble each other::
 
-    logit θ_sa = x_sa·β_s + τ (√ρ δ_a + √(1-ρ) ε_sa),   β_s ~ N(β_0, diag σ²),  β_0 ~ N(m, diag M²)
+    logit θ_sa = x_sa·β_s + τ (√ρ δ_a + √(1-ρ) ε_sa),   β_s ~ N(β_0, Σ),   β_0 ~ N(m, diag M²)
 
 What a conversion earns follows from the offer's terms and one basket size per segment, again with
 a slope in depth and residuals; the noise is Gaussian with the observed spread. Rate and value are
-drawn independently and multiplied. How large residuals are (τ), and how much slopes differ (σ), is
-not assumed: both are averaged over a grid, weighed by the evidence of the data, with a half-Cauchy
-prior on τ and some probability of τ = 0. Where arms do not follow their depth the evidence moves
-to large τ, and the model becomes one of arms that only resemble each other; without depths it is
-that from the start.
+drawn independently and multiplied. How large residuals are (τ), and how segments differ (Σ: in
+level, in slope, and whether who buys less without a discount reacts more to one), is not assumed:
+both are averaged over a grid, weighed by the evidence of the data, with a half-Cauchy prior on τ
+and some probability of τ = 0. Where arms do not follow their depth the evidence moves to large τ,
+and the model becomes one of arms that only resemble each other; without depths it is that from the
+start.
 
 Counts are Laplace-approximated at the joint mode; the Gaussian algebra is exact.
 
@@ -31,6 +32,8 @@ Letters: ``F`` features (1 or 2), ``G`` points of the grid, else as in :mod:`ban
 True
 """
 
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,15 +56,18 @@ VALUE_RESIDUAL_MEDIAN = 0.1
 EXACT_LINE, EXACT_LEVEL = 0.5, 0.1
 #: ρ, the part of an arm's residual variance that is the same in every segment.
 SHARED = 0.5
-#: How much slopes differ between segments: log odds per unit of depth (1 = the whole price).
-SLOPES = np.array([0.5, 1.5, 4.0])
-LEVEL_SD, COMMON_LEVEL_SD, COMMON_SLOPE_SD = 1.0, 2.0, 5.0
-#: The same for baskets, as shares of the typical one.
-VALUE_SLOPES = np.array([0.1, 0.3, 1.0])
-VALUE_LEVEL_SD, VALUE_COMMON_LEVEL_SD, VALUE_COMMON_SLOPE_SD = 0.5, 2.0, 0.5
+COMMON_LEVEL_SD, COMMON_SLOPE_SD = 2.0, 5.0
+VALUE_COMMON_LEVEL_SD, VALUE_COMMON_SLOPE_SD = 2.0, 0.5
 #: Conversions that the pooled spread of rewards counts for in an arm's.
 SPREAD_WEIGHT = 20.0
 NEWTON_STEPS = 60
+#: After so many steps, points of the grid that are behind the best by so much in log evidence are
+#: given up: together they have less than a hundred-millionth of the draws.
+SIFT_AFTER, SIFT_BEHIND = 5, 25.0
+#: Prior probability that a segment's conversion does not fall with a deeper discount.
+RISING = 0.95
+#: Draws that are made at once: few enough to stay in a core's cache.
+BLOCK = 128
 
 
 class Offers(NamedTuple):
@@ -76,12 +82,32 @@ class Offers(NamedTuple):
     gain: Floats
 
 
+class Between(NamedTuple):
+    """How much segments may differ: standard deviations and pivots that the grid combines.
+
+    Attributes:
+        level: of the level, log odds (or shares of the typical basket).
+        slope: of the slope, per unit of depth (1 = the whole price).
+        pivot: where, from the least depth (0) to the greatest (1), level and slope differ
+            independently of each other. Segments that buy less without a discount and react more
+            to one are most alike at some depth beyond the least: that is their pivot.
+    """
+
+    level: tuple[float, ...]
+    slope: tuple[float, ...]
+    pivot: tuple[float, ...]
+
+
+RATE_BETWEEN = Between((0.2, 0.6), (0.5, 2.0, 4.0), (0.0, 2 / 3))
+VALUE_BETWEEN = Between((0.5,), (0.1, 0.3, 1.0), (0.0,))
+
+
 class Scales(NamedTuple):
     """Prior scales at each point of the grid.
 
     Attributes:
         residual: (G,) τ.
-        between: (G, F) σ, between segments.
+        between: (G, F, F) Σ, between segments.
         common: (G, F + A) of what segments share: M, and √ρ τ for every arm.
         centre: (F,) m.
         log_prior: (G,) log prior probability of the point.
@@ -147,7 +173,7 @@ def draws(
     sums = ArmSums(*(np.asarray(field) for field in state))
     x = features(depth, segments=sums.trials.shape[0], arms=sums.trials.shape[1])
     rng = np.random.default_rng(seed)
-    rate = special.expit(_rate_draws(sums, x, count, rng))
+    rate = special.expit(rate_draws(sums, x, rate_scales(sums, x), count, rng))
     if objective == "conversion":
         return np.asarray(rate, np.float64)
     one = np.ones(sums.trials.shape)
@@ -155,29 +181,50 @@ def draws(
     return out
 
 
-def _rate_draws(sums: ArmSums, x: Floats, count: int, rng: np.random.Generator) -> Floats:
+def rate_scales(sums: ArmSums, x: Floats) -> Scales:
+    """The grid of priors of the log odds of a conversion, centred on the overall rate."""
+    n = np.maximum(sums.trials, 0)
+    centre = np.zeros(x.shape[-1])
+    centre[0] = special.logit((np.clip(sums.conversions, 0, n).sum() + 0.5) / (n.sum() + 1.0))
+    depth = x[..., 1] if x.shape[-1] > 1 else None
+    return _scales(
+        RESIDUALS, RESIDUAL_MEDIAN, between(RATE_BETWEEN, depth),
+        np.array([COMMON_LEVEL_SD, COMMON_SLOPE_SD])[: x.shape[-1]], centre,
+        exact=EXACT_LEVEL if depth is None else EXACT_LINE, arms=x.shape[1],
+    )  # fmt: skip
+
+
+def rate_draws(
+    sums: ArmSums, x: Floats, scales: Scales, count: int, rng: np.random.Generator
+) -> Floats:
+    """Draws (M, S, A) of the log odds of a conversion, given features (S, A, F) and a prior."""
     n = np.maximum(sums.trials, 0).astype(np.float64)
     c = np.clip(sums.conversions, 0, n)
-    centre = np.zeros(x.shape[-1])
-    centre[0] = special.logit((c.sum() + 0.5) / (n.sum() + 1.0))
-    scales = _scales(
-        RESIDUALS, RESIDUAL_MEDIAN, SLOPES, LEVEL_SD,
-        np.array([COMMON_LEVEL_SD, COMMON_SLOPE_SD])[: x.shape[-1]], centre,
-        exact=EXACT_LINE if x.shape[-1] > 1 else EXACT_LEVEL, arms=x.shape[1],
-    )  # fmt: skip
-    z = np.broadcast_to(centre[0], (len(scales.residual), *n.shape)).copy()
-    for _ in range(NEWTON_STEPS):
+    z = np.broadcast_to(scales.centre[0], (len(scales.residual), *n.shape))
+    for step in range(NEWTON_STEPS):
         weight, seen = _working(z, n, c)
         fitted = _solve(seen, weight, x, scales)
-        step = np.clip(fitted.mode - z, -2.0, 2.0)
-        z = np.clip(z + step, -20.0, 20.0)
-        if np.abs(step).max() < 1e-6:
+        move = np.clip(fitted.mode - z, -2.0, 2.0)
+        if step == SIFT_AFTER:
+            evidence = _evidence(fitted, z, n, c, weight, seen)
+            kept = evidence > evidence.max() - SIFT_BEHIND
+            z, move, scales = z[kept], move[kept], _at(scales, kept)
+        z = np.clip(z + move, -20.0, 20.0)
+        if np.abs(move).max() < 1e-6:
             break
     weight, seen = _working(z, n, c)
     fitted = _solve(seen, weight, x, scales)
-    likelihood = (c * z - n * np.logaddexp(0.0, z) + 0.5 * weight * (seen - z) ** 2).sum((1, 2))
-    evidence = fitted.log_evidence + likelihood
-    return _sample(fitted._replace(log_evidence=evidence), seen, weight, x, scales, count, rng)
+    fitted = fitted._replace(log_evidence=_evidence(fitted, z, n, c, weight, seen))
+    return _sample(fitted, seen, weight, x, scales, count, rng, rising=RISING)
+
+
+def _evidence(
+    fitted: Fitted, z: Floats, n: Floats, c: Floats, weight: Floats, seen: Floats
+) -> Floats:
+    """Laplace's log evidence (G,) of ``c`` conversions in ``n`` trials, at the mode ``z``."""
+    likelihood = c * z - n * np.logaddexp(0.0, z) + 0.5 * weight * (seen - z) ** 2
+    out: Floats = fitted.log_evidence + likelihood.sum(axis=(1, 2))
+    return out
 
 
 def _working(z: Floats, n: Floats, c: Floats) -> tuple[Floats, Floats]:
@@ -194,7 +241,8 @@ def _value_draws(
     mean = np.where(c > 0, sums.reward / np.maximum(c, 1.0), 0.0)
     unit = max(float(np.abs(offer.gain).max()), float(np.abs(offer.value).max()), 1e-9)
     x = offer.gain[..., None] / unit
-    if depth is not None and np.ptp(depth) > 1e-9:
+    sloped = depth is not None and bool(np.ptp(depth) > 1e-9)
+    if depth is not None and sloped:
         x = np.concatenate([x, x * depth[..., None]], axis=-1)
     spread = np.maximum(ledger.square(sums) - c * mean**2, 0.0)
     scale = np.maximum(np.abs(offer.gain), 0.05 * unit) ** 2
@@ -204,7 +252,7 @@ def _value_draws(
     weight = np.maximum(c / np.maximum(variance, 1e-6 * unit**2) * unit**2, 1e-12)
     seen = np.where(c > 0, mean - offer.value, 0.0) / unit
     scales = _scales(
-        VALUE_RESIDUALS, VALUE_RESIDUAL_MEDIAN, VALUE_SLOPES, VALUE_LEVEL_SD,
+        VALUE_RESIDUALS, VALUE_RESIDUAL_MEDIAN, between(VALUE_BETWEEN, depth if sloped else None),
         np.array([VALUE_COMMON_LEVEL_SD, VALUE_COMMON_SLOPE_SD])[: x.shape[-1]],
         np.zeros(x.shape[-1]),
         exact=EXACT_LINE, arms=x.shape[1],
@@ -215,20 +263,37 @@ def _value_draws(
     return offer.value + unit * _sample(fitted, seen, weight, x, scales, count, rng)
 
 
+def between(spread: Between, depth: Floats | None) -> Floats:
+    """Covariances (K, F, F) of level and slope between segments; F is 1 without depths."""
+    if depth is None:
+        return np.array([[[level**2]] for level in spread.level])
+    found = []
+    for level, slope, pivot in itertools.product(*spread):
+        at = depth.min() + pivot * np.ptp(depth)
+        mixed = -at * slope**2
+        found.append([[level**2 + (at * slope) ** 2, mixed], [mixed, slope**2]])
+    return np.array(found)
+
+
 def _scales(
-    residuals: Floats, median: float, slopes: Floats, level: float, common: Floats,
-    centre: Floats, *, exact: float, arms: int,
+    residuals: Floats, median: float, between: Floats, common: Floats, centre: Floats, *,
+    exact: float, arms: int,
 ) -> Scales:  # fmt: skip
-    """Every residual with every slope scale; slope scales are equally likely beforehand."""
-    slopes = slopes if len(centre) > 1 else slopes[:1]
+    """Every residual with every covariance between segments, all of these as likely beforehand."""
     edges = np.concatenate([[0.0], np.sqrt(residuals[1:-1] * residuals[2:]), [np.inf]])
     slab = np.diff(2.0 / np.pi * np.arctan(edges / median))
     prior = np.concatenate([[exact], (1.0 - exact) * slab])
-    tau, slope = (axis.ravel() for axis in np.meshgrid(residuals, slopes, indexing="ij"))
-    between = np.stack([np.full(tau.shape, level), slope], axis=-1)[:, : len(centre)]
+    tau = np.repeat(residuals, len(between))
     shared = np.repeat(np.sqrt(SHARED) * tau[:, None], arms, axis=1)
     common = np.concatenate([np.tile(common, (len(tau), 1)), shared], axis=1)
-    return Scales(tau, between, common, centre, np.log(np.repeat(prior / len(slopes), len(slopes))))
+    every = np.tile(between, (len(residuals), 1, 1))
+    return Scales(tau, every, common, centre, np.log(np.repeat(prior, len(between))))
+
+
+def _at(scales: Scales, points: NDArray[np.bool_]) -> Scales:
+    """The grid at some of its points."""
+    parts = {name: getattr(scales, name)[points] for name in Scales._fields if name != "centre"}
+    return scales._replace(**parts)
 
 
 def _solve(seen: Floats, weight: Floats, x: Floats, scales: Scales) -> Fitted:
@@ -241,9 +306,8 @@ def _solve(seen: Floats, weight: Floats, x: Floats, scales: Scales) -> Fitted:
     off = seen - x @ scales.centre
     gram = np.einsum("gsa,saf,sah->gsfh", q, x, x)
     pull = np.einsum("gsa,saf->gsf", q * off, x)
-    between = scales.between[:, None] ** 2
-    eye = np.eye(x.shape[-1])
-    own = np.linalg.inv(eye / between[..., None] + gram)
+    prior, eye = scales.between[:, None], np.eye(x.shape[-1])
+    own = np.linalg.inv(np.linalg.inv(prior) + gram)
     cross = np.concatenate([gram, q[..., None] * x], axis=2)
     told = _told(q, gram, x) - np.einsum("gsbf,gsfh,gsch->gbc", cross, own, cross)
     heard = np.concatenate([pull.sum(axis=1), (q * off).sum(axis=1)], axis=-1)
@@ -255,7 +319,7 @@ def _solve(seen: Floats, weight: Floats, x: Floats, scales: Scales) -> Fitted:
     root = size[:, :, None] * np.linalg.cholesky(np.linalg.inv(whole))
     evidence = scales.log_prior - 0.5 * (
         np.log1p(square * weight).sum(axis=(1, 2))
-        + np.linalg.slogdet(eye + between[..., None] * gram)[1].sum(axis=1)
+        + np.linalg.slogdet(eye + prior @ gram)[1].sum(axis=1)
         + np.linalg.slogdet(whole)[1]
         + (q * off**2).sum(axis=(1, 2))
         - np.einsum("gsf,gsfh,gsh->g", pull, own, pull)
@@ -286,28 +350,85 @@ def _mode(
 
 def _sample(
     fitted: Fitted, seen: Floats, weight: Floats, x: Floats, scales: Scales, count: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator, *, rising: float = 0.0,
 ) -> Floats:  # fmt: skip
     """Draw a point of the grid by its evidence, then from the posterior at that point."""
     chance = np.exp(fitted.log_evidence - fitted.log_evidence.max())
     parts = rng.multinomial(count, chance / chance.sum())
-    width, out = x.shape[-1], []
+    out, place, done = np.empty((count, *x.shape[:2])), rng.permutation(count), 0
     for g in np.flatnonzero(parts):
-        size = (int(parts[g]), *x.shape[:2])
-        noise = rng.normal(size=(size[0], fitted.shared.shape[1]))
-        shared = fitted.shared[g] + noise @ fitted.root[g].T
-        moved: Floats = np.tensordot(shared, fitted.cross[g], axes=(1, 1))
-        root = np.linalg.cholesky(fitted.own[g])
-        noise = rng.normal(size=moved.shape)
-        beta = _applied(fitted.own[g], fitted.pull[g] - moved) + _applied(root, noise)
-        beta += shared[:, None, :width] + scales.centre
-        line = _applied(x, beta) + shared[:, None, width:]
-        square = (1.0 - SHARED) * scales.residual[g] ** 2
-        kept = 1.0 / (1.0 + square * weight[g])
-        spread = np.sqrt(square * kept)
-        out.append(line * kept + seen[g] * (1.0 - kept) + spread * rng.normal(size=size))
-    drawn: Floats = np.concatenate(out)
-    return drawn[rng.permutation(count)]
+        draw = _sampler(fitted, seen, weight, x, scales, int(g), rising)
+        end = done + int(parts[g])
+        while done < end:
+            size = min(BLOCK, end - done)
+            out[place[done : done + size]] = draw(size, rng)
+            done += size
+    return out
+
+
+def _sampler(
+    fitted: Fitted, seen: Floats, weight: Floats, x: Floats, scales: Scales, g: int, rising: float
+) -> Callable[[int, np.random.Generator], Floats]:
+    """What draws (m, S, A) from the posterior at one point of the grid."""
+    own, pull, shared = fitted.own[g], fitted.pull[g], fitted.shared[g]
+    segments, _, width = x.shape
+    moved = fitted.cross[g].swapaxes(0, 1).reshape(len(shared), -1)
+    lines = _rising(own, scales.between[g], rising) if rising and width > 1 else _free(own)
+    square = (1.0 - SHARED) * scales.residual[g] ** 2
+    kept = 1.0 / (1.0 + square * weight[g])
+    heard, spread = seen[g] * (1.0 - kept), np.sqrt(square * kept)
+
+    def draw(count: int, rng: np.random.Generator) -> Floats:
+        common = shared + rng.standard_normal((count, len(shared))) @ fitted.root[g].T
+        left = pull - (common @ moved).reshape(count, segments, width)
+        beta = lines(_applied(own, left), common[:, None, :width] + scales.centre, rng)
+        line: Floats = _applied(x, beta) + common[:, None, width:]
+        if square > 0.0:
+            line = line * kept + heard + spread * rng.standard_normal(line.shape)
+        return line
+
+    return draw
+
+
+#: ``(mean (m, S, F) of β_s - β_0, β_0 (m, 1, F), rng) -> β_s (m, S, F)``.
+Lines = Callable[[Floats, Floats, np.random.Generator], Floats]
+
+
+def _free(own: Floats) -> Lines:
+    """Draws every segment's line from its Gaussian posterior."""
+    root: Floats = np.asarray(np.linalg.cholesky(own), np.float64)
+
+    def lines(mean: Floats, common: Floats, rng: np.random.Generator) -> Floats:
+        out: Floats = mean + common + _applied(root, rng.standard_normal(mean.shape))
+        return out
+
+    return lines
+
+
+def _rising(own: Floats, between: Floats, rising: float) -> Lines:
+    """The same where a segment's slope is beforehand, with probability ``rising``, not negative.
+
+    The odds that it is so are the prior's times the ratio of what posterior and prior have above
+    zero; the slope is then drawn from its truncated Gaussian, and the level given the slope.
+    """
+    spread = np.sqrt(own[:, 1, 1])
+    follow = own[:, 0, 1] / own[:, 1, 1]
+    rest = np.sqrt(np.maximum(own[:, 0, 0] - follow * own[:, 0, 1], 0.0))
+    prior = np.sqrt(between[1, 1])
+
+    def lines(mean: Floats, common: Floats, rng: np.random.Generator) -> Floats:
+        slope = mean[..., 1] + common[..., 1]
+        below = special.ndtr(-slope / spread)
+        above, before = 1.0 - below, special.ndtr(common[..., 1] / prior)
+        odds = rising * above / (rising * above + (1.0 - rising) * before)
+        u = rng.random(slope.shape)
+        u = np.where(rng.random(slope.shape) < odds, below + above * u, u)
+        moved = spread * special.ndtri(np.clip(u, 1e-300, 1.0 - 1e-16))
+        level = mean[..., 0] + common[..., 0] + follow * moved
+        level += rest * rng.standard_normal(level.shape)
+        return np.stack([level, slope + moved], axis=-1)
+
+    return lines
 
 
 def _applied(matrix: Floats, vectors: Floats) -> Floats:

@@ -35,7 +35,7 @@ def test_the_gaussian_algebra_is_that_of_the_whole_covariance() -> None:
         [np.tile([2.0, 5.0], (2, 1)), np.sqrt(shared.SHARED) * np.repeat(tau[:, None], 5, axis=1)],
         axis=1,
     )
-    between = np.array([[1.0, 1.5], [1.0, 1.5]])
+    between = np.array([[[1.0, 0.0], [0.0, 2.25]], [[1.0, -0.9], [-0.9, 2.25]]])
     centre = np.array([-2.0, 0.0])
     scales = shared.Scales(tau, between, common, centre, np.zeros(2))
     seen, weight = rng.normal(-2, 1, (2, 3, 5)), rng.uniform(1, 50, (2, 3, 5))
@@ -45,7 +45,7 @@ def test_the_gaussian_algebra_is_that_of_the_whole_covariance() -> None:
     same_arm = np.tile(np.eye(5), (3, 3))
     for g in range(2):
         prior = flat @ np.diag(common[g, :2] ** 2) @ flat.T
-        prior += flat @ np.diag(between[g] ** 2) @ flat.T * same_segment
+        prior += flat @ between[g] @ flat.T * same_segment
         prior += tau[g] ** 2 * same_arm * np.where(same_segment, 1.0, shared.SHARED)
         y, noise = seen[g].ravel(), np.diag(1 / weight[g].ravel())
         off = y - flat @ centre
@@ -83,6 +83,57 @@ def test_smooth_arms_share_and_others_are_left_alone() -> None:
     np.testing.assert_array_equal(loose, again)
 
 
+def test_a_deeper_discount_is_not_thought_to_sell_less_unless_it_does() -> None:
+    depth = DEPTH[None]
+    trials = np.full((1, 5), 20_000)
+    nothing = shared.draws("conversion", sums(0 * trials, trials), count=2000, seed=1, depth=depth)
+    assert (nothing[:, 0, -1] > nothing[:, 0, 0]).mean() > 0.75
+    falls = special.expit(-2.2 - 4 * depth)
+    known = shared.draws(
+        "conversion", sums(trials, trials * falls), count=2000, seed=1, depth=depth
+    )
+    np.testing.assert_allclose(known.mean(axis=0), falls, rtol=0.05)
+
+
+def test_who_buys_less_without_a_discount_is_expected_to_react_more_where_others_do() -> None:
+    """Two segments without a visitor at the deepest arms, in a world where level and slope go
+    together, and in one where they do not.
+    """
+    rng, depth = np.random.default_rng(4), np.tile(DEPTH, (40, 1))
+    trials = np.full((40, 5), 3000)
+    trials[:2, 1:] = 0
+
+    def reacts(follow: float) -> Floats:
+        level = rng.normal(-2.5, 0.5, 40)
+        level[:2] = -3.2, -1.8
+        slope = 5.0 + follow * (level + 2.5)
+        truth = special.expit(level[:, None] + slope[:, None] * depth)
+        state = sums(trials, rng.binomial(trials, truth))
+        drawn = special.logit(
+            shared.draws("conversion", state, count=1000, seed=1, depth=depth)
+        ).mean(axis=0)
+        out: Floats = (drawn[:2, -1] - drawn[:2, 0]) / (DEPTH[-1] - DEPTH[0])
+        return out
+
+    together, apart = reacts(-4.0), reacts(0.0)
+    assert together[0] - together[1] > 3.0
+    assert abs(apart[0] - apart[1]) < 1.0
+
+
+def test_points_of_the_grid_are_given_up_only_where_they_count_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, depth = np.random.default_rng(5), np.tile(DEPTH, (6, 1))
+    trials = np.full((6, 5), 4000)
+    state = sums(trials, rng.binomial(trials, special.expit(-2.5 + 4.0 * depth)))
+    sifted = shared.draws("conversion", state, count=4000, seed=1, depth=depth)
+    monkeypatch.setattr(shared, "SIFT_BEHIND", np.inf)
+    whole = shared.draws("conversion", state, count=4000, seed=1, depth=depth)
+    error = whole.std(axis=0) / np.sqrt(4000)
+    assert (np.abs(sifted.mean(axis=0) - whole.mean(axis=0)) < 6 * error).all()
+    np.testing.assert_allclose(sifted.std(axis=0), whole.std(axis=0), rtol=0.1)
+
+
 @pytest.mark.parametrize("depth", [None, np.tile(DEPTH, (4, 1)), np.zeros((4, 5))])
 def test_nothing_is_ever_not_a_number(depth: Floats | None) -> None:
     rng = np.random.default_rng(2)
@@ -104,7 +155,7 @@ def test_the_newton_steps_end_at_the_mode() -> None:
     n, c = np.array([[1000, 1000]]), np.array([[100, 300]])
     x = shared.features(None, segments=1, arms=2)
     scales = shared.Scales(
-        np.array([0.64]), np.array([[1.0]]), np.array([[2.0, 0.45, 0.45]]), np.array([-1.4]),
+        np.array([0.64]), np.array([[[1.0]]]), np.array([[2.0, 0.45, 0.45]]), np.array([-1.4]),
         np.zeros(1),
     )  # fmt: skip
     z = np.full((1, 1, 2), -1.4)

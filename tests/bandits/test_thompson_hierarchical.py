@@ -51,3 +51,18 @@ def test_the_belief_is_a_function_of_the_sums() -> None:
     one, two = policy.believe(policy.init()), policy.believe(policy.init())
     np.testing.assert_array_equal(one.reward, two.reward)
     assert one.reward.shape == (2, 2048, 3)
+
+
+def test_no_arm_is_given_up_that_may_still_be_best() -> None:
+    """An arm with an unlucky start keeps a tenth of Thompson's probability."""
+    sums = ledger.zeros(segments=1, arms=2)._replace(
+        trials=np.array([[4000, 40]]), conversions=np.array([[800, 3]])
+    )
+    contexts = Contexts(np.zeros(1, np.int32), np.zeros((1, 0), np.int64))
+
+    def served(explore: float) -> float:
+        policy = policies.make("thompson_hierarchical", arms=2, segments=1, explore=explore)
+        belief = policy.believe(sums)
+        return float(policy.probabilities(belief, contexts, np.ones((1, 2), bool))[0, 1])
+
+    assert served(0.01) > 0.05 * served(1.0) > 0.0
