@@ -1,7 +1,9 @@
 """How long a durable decision takes, beside an empty Flask view under the same server.
 
-Both are asked by the same clients over keep-alive connections, in turns, in one run; the clients
-share the machine with the servers, so quote the ratio. `make bench-serving` runs it::
+Decisions are asked of three campaigns: one without features, one that declares eight and logs them,
+and one that chooses by them. All kinds are asked by the same clients over keep-alive connections,
+in turns, in one run; the clients share the machine with the servers, so quote the ratios.
+`make bench-serving` runs it::
 
     python -m tests.bench.serving --seconds 5 --rounds 5 --connections 16
 """
@@ -19,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flask
 from flask import Flask
@@ -31,6 +33,16 @@ from service.supervisor import Barter
 from tests.loop import definition
 
 Request = tuple[str, str, dict[str, str]]
+
+FEATURES = 8
+PLAIN, EMPTY = "durable decision", "empty view"
+CAMPAIGNS: dict[str, dict[str, Any]] = {
+    PLAIN: {"key": "plain"},
+    f"... that logs {FEATURES} features": {"key": "logged", "features": FEATURES},
+    f"... linear_thompson over {FEATURES} features": {
+        "key": "contextual", "features": FEATURES, "policy": {"name": "linear_thompson"},
+    },
+}  # fmt: skip
 
 
 class Sample(NamedTuple):
@@ -96,7 +108,7 @@ def server(port: int) -> subprocess.Popen[bytes]:
         "tests.bench.serving:hello",
     ]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(200):
+    for _ in range(1200):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return child
@@ -110,6 +122,43 @@ def row(name: str, samples: Sequence[Sample]) -> str:
     return "| {} | {:,.0f} | {:.1f} | {:.1f} |".format(name, *values)
 
 
+def launch(url: str) -> str:
+    """Launch the campaigns; return an API key that may ask them."""
+    engine = db.engine(url)
+    with db.transaction(engine) as session:
+        for changes in CAMPAIGNS.values():
+            features = [
+                {"kind": "number", "key": f"visits_{place}", "name": f"Visits {place}", "scale": 3}
+                for place in range(changes.get("features", 0))
+            ]
+            plan = definition(**changes | {"features": features})
+            campaigns.create(session, plan, actor="bench")
+            campaigns.transition(session, plan.key, "launch", actor="bench")
+        _, key = keys.create(session, name="bench", scopes=["decide"], actor="bench")
+    engine.dispose()
+    return key
+
+
+def requests(key: str) -> dict[str, Request]:
+    """Return one request for each campaign: all of the same size."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    attributes = {f"visits_{place}": place for place in range(FEATURES)}
+    return {
+        name: (
+            "/v1/decisions",
+            json.dumps({"campaign": changes["key"], "unit": "ana", "attributes": attributes}),
+            headers,
+        )
+        for name, changes in CAMPAIGNS.items()
+    }
+
+
+def ratio(found: dict[str, list[Sample]], name: str, other: str) -> float:
+    """Return the median over the rounds of one kind's requests per second over another's."""
+    pairs = zip(found[name], found[other], strict=True)
+    return statistics.median(one.per_second / two.per_second for one, two in pairs)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -120,23 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="barter-bench-", dir="/tmp") as folder:
         config = Config(data=Path(folder), secret=os.urandom(32).hex().encode(), port=free_port())
         with Barter(config, quiet=True) as barter:
-            engine = db.engine(barter.database_url)
-            with db.transaction(engine) as session:
-                campaigns.create(session, definition(), actor="bench")
-                campaigns.transition(session, "spring", "launch", actor="bench")
-                _, key = keys.create(session, name="bench", scopes=["decide"], actor="bench")
-            engine.dispose()
+            asked = requests(launch(barter.database_url))
             time.sleep(2)
-            headers = {"Content-Type": "application/json"}
-            decision: Request = (
-                "/v1/decisions",
-                json.dumps({"campaign": "spring", "unit": "ana", "attributes": {"visits": 3}}),
-                headers | {"Authorization": f"Bearer {key}"},
-            )
-            empty: Request = ("/hello", '{"name": "world"}', headers)
             port = free_port()
             beside = server(port)
-            kinds = {"durable decision": (config.port, decision), "empty view": (port, empty)}
+            kinds = {name: (config.port, request) for name, request in asked.items()}
+            headers = {"Content-Type": "application/json"}
+            kinds[EMPTY] = (port, ("/hello", '{"name": "world"}', headers))
             found: dict[str, list[Sample]] = {name: [] for name in kinds}
             for _ in range(chosen.rounds):
                 for name, (where, request) in kinds.items():
@@ -151,11 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| what | requests/s | p50 ms | p99 ms |\n|-|-:|-:|-:|")
     for name, samples in found.items():
         print(row(name, samples))
-    ratios = [
-        one.per_second / other.per_second
-        for one, other in zip(found["durable decision"], found["empty view"], strict=True)
-    ]
-    print(f"\ndurable decision ÷ empty view: {statistics.median(ratios):.2f}")
+    print(f"\n{PLAIN} ÷ {EMPTY}: {ratio(found, PLAIN, EMPTY):.2f}")
+    for name in CAMPAIGNS:
+        if name != PLAIN:
+            print(f"{name} ÷ {PLAIN}: {ratio(found, name, PLAIN):.2f}")
     return 0
 
 
