@@ -69,6 +69,7 @@ def chances(loop: Loop) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -34,6 +34,8 @@ NEURAL: dict[str, Any] = {"name": "neural_linear", "options": {"units": 4}}
 ENSEMBLE: dict[str, Any] = {"name": "neural_ensemble", "options": {"units": 16, "members": 8}}
 TREES: dict[str, Any] = {"name": "trees_thompson"}
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 
 @pytest.fixture
 def loop(config: Config, engine: Engine) -> Iterator[Loop]:
@@ -387,7 +389,6 @@ def test_a_retraining_that_is_killed_loses_nothing_and_is_taken_up_again(
     assert verify(loop.engine, "spring", sample=230).holds
 
 
-@pytest.mark.slow
 def test_the_learners_process_retrains_by_itself_and_stops_when_told(
     loop: Loop, config: Config
 ) -> None:
