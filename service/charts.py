@@ -266,7 +266,7 @@ def _regret(unit: Mapping[str, str]) -> Spec:
 
 def _value(unit: Mapping[str, str]) -> Spec:
     title = f"{unit['each'].split(',')[0]}: gained, {unit['short']}"
-    x = {"type": "quantitative", "title": title, "axis": {"tickCount": 6, "format": "+~g"}}
+    x = {"type": "quantitative", "title": title, "axis": {"tickCount": 6, "format": "+,~r"}}
     y = {"field": "against", "type": "nominal", "title": None, "sort": None}
     wide = {"axis": {"labelLimit": 150, "labelFontSize": 13}}
     rows = {"y": y | wide}

@@ -395,7 +395,7 @@ _GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         " declared above, and more customers to learn from.",
         (
             *("linear_thompson", "linear_ucb", "logistic_thompson", "trees_thompson"),
-            *("neural_linear", "neural_ensemble", "squarecb", "fastcb"),
+            *("neural_linear", "neural_ensemble", "neural_epinet", "squarecb", "fastcb"),
         ),
     ),
     (

@@ -10,6 +10,7 @@ from flask import request
 from markupsafe import escape
 
 from service import campaigns, charts
+from service.definition import AUTO, CampaignDefinition
 from service.reports import Report, campaign_report
 from service.reports.fields import ArmRow, Estimate, SegmentReport
 from service.views import console_features as features
@@ -72,9 +73,11 @@ def live(key: str) -> Reply:
     report = None if campaign.state == "draft" else _report(key)
     if report is None:
         return render("live.html", **shown, report=None)
-    attributes = json.dumps(features.example(shown["plan"].features), ensure_ascii=False)
-    view = _view(report, shown["plan"].zone)
-    return render("live.html", **shown, **view, attributes=attributes)
+    plan: CampaignDefinition = shown["plan"]
+    attributes = json.dumps(features.example(plan.features), ensure_ascii=False)
+    tailored = plan.contextual or (plan.policy.name == AUTO and bool(plan.features))
+    view = _view(report, plan.zone)
+    return render("live.html", **shown, **view, attributes=attributes, tailored=tailored)
 
 
 @page("/campaigns/<key:key>/live.json", needs="read")

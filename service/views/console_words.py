@@ -102,6 +102,12 @@ POLICIES = {
         "As the one before, where new kinds of customers keep coming: networks disagree about what"
         " they have not seen.",
     ),
+    "neural_epinet": Way(
+        "By features, along curves, with a second network for its doubt",
+        "Barter fits a neural network to the log now and then, and a second one that learns how"
+        " unsure the first one is.",
+        "As the one before, with two networks in place of several.",
+    ),
     "squarecb": Way(
         "By features, shares by the distance",
         "Barter predicts each offer’s result from the features; the best gets most customers, each"

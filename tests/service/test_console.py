@@ -601,6 +601,7 @@ def test_live_page_log_and_explanation(shop: Loop, app: Flask, engine: Engine) -
     browser = Browser(app).log_in("admin")
     page = browser.get("/campaigns/spring").text
     assert page.count('class="card chart-card"') == 4
+    assert "the customers of two offers differ" not in page
     data = browser.get("/campaigns/spring/live.json", headers={"Accept": "application/json"}).json
     assert data is not None
     assert set(data["charts"]) == {"traffic", "posterior", "regret", "value"}
@@ -672,6 +673,7 @@ def test_a_decision_by_features_tells_what_was_known_and_what_it_did(
     tailored: Loop, app: Flask, engine: Engine
 ) -> None:
     browser = Browser(app).log_in("analyst")
+    assert "the customers of two offers differ" in browser.get("/campaigns/spring").text
     asked = [{"channel": "web", "visits": 1000}, {"channel": "tv"}]
     replies = [tailored.decide(f"new-{n}", attributes=asked[n % 2])[0] for n in range(120)]
     tailored.carry()
