@@ -31,6 +31,11 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+FEATURES = [
+    {"kind": "number", "key": "recency_days", "name": "Days since the last visit",
+     "centre": 15, "scale": 9},
+    {"kind": "category", "key": "channel", "name": "Channel", "values": ["app", "web"]},
+]  # fmt: skip
 # Each returns a list of what is wrong with the page.
 CHECKS = {
     "fields without a label": """() => [...document.querySelectorAll(
@@ -94,14 +99,14 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def shop(config: Config, engine: Engine) -> Iterator[Loop]:
-    """A host with one campaign that has seen customers, and somebody who may log in."""
+    """A host with one campaign, by features, that has seen customers; somebody may log in."""
     with db.transaction(engine) as session:
         password = generate_password_hash(PASSWORD, method="pbkdf2:sha256:1")
         session.add(
             User(email="ana@shop.example", name="Ana", role="admin", password_hash=password)
         )
     with running(config, engine) as loop:
-        number = loop.launch(holdout=0.1)
+        number = loop.launch(holdout=0.1, policy={"name": "linear_thompson"}, features=FEATURES)
         for _ in range(2):
             loop.shop(75)
             loop.carry()
@@ -282,6 +287,9 @@ def _look_at_live_data(visitor: Visitor) -> None:
     visitor.go("/campaigns/spring/decisions?reason=policy")
     page.get_by_role("link", name="Why").first.click()
     expect(page.get_by_text("to the last bit")).to_be_visible()
+    expect(page.get_by_role("img", name="The offers side by side")).to_be_visible()
+    expect(page.get_by_role("heading", name="What was known of the customer")).to_be_visible()
+    expect(page.get_by_text("Not told: taken as if unknown")).to_be_visible()
     for path in ("keys", "people", "audit", "decisions", "account", "campaigns/new"):
         visitor.check()
         visitor.go(f"/{path}")
