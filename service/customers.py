@@ -1,4 +1,4 @@
-"""Stored attributes of units: what segment rules read when a request does not send it.
+"""Stored attributes of units: what segment rules and features read when a request does not send it.
 
 A unit is known by its keyed pseudonym only; the plain identifier is never stored.
 """
