@@ -152,7 +152,8 @@ class Client:
         Args:
             campaign: the campaign's key.
             unit: customer, device or session; Barter stores a keyed pseudonym of it only.
-            attributes: what segment rules and features may read, besides what Barter has stored of the unit.
+            attributes: what segment rules and features may read, besides what Barter has stored of
+                the unit.
             exclude_arms: arms that must not be served now, for example out of stock.
             request_id: repeat it and you get the stored decision again. A fresh one is made when
                 left out, so that the retries within this call are safe.
