@@ -39,6 +39,14 @@ def thompson(prediction: Prediction, mask: Array, *, backend: Backend | None = N
     )
 
 
+def widened(prediction: Prediction, factor: float) -> Prediction:
+    """Beliefs that are ``factor`` times as wide around the same means."""
+    draws = prediction.draws
+    if draws is not None:
+        draws = prediction.mean[:, None, :] + factor * (draws - prediction.mean[:, None, :])
+    return prediction._replace(scale=prediction.scale * factor, draws=draws)
+
+
 def frozen(draws: Array, mask: Array, *, known: Array | None = None) -> Array:
     """Share of the draws (B, M, A) in which each eligible arm is the greatest, ties split.
 

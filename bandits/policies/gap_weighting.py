@@ -1,6 +1,7 @@
 """What SquareCB and FastCB share: the regressor by name, the unit of a gap, and the pace of γ."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from bandits import backend as backends
@@ -13,7 +14,7 @@ from bandits.types import Array, Belief, Contexts, Policy, State
 
 #: The regressors that can be named, in the order of the option's choices.
 REGRESSORS: dict[str, Callable[..., Regressor]] = {
-    "linear": linear.regressor,
+    "linear": partial(linear.regressor, uncertain=False),
     "trees": trees.regressor,
 }
 

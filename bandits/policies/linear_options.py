@@ -1,11 +1,16 @@
-"""The options that the policies over linear arms share."""
+"""The options that the policies over linear arms share, and the regressor that they choose."""
 
+from typing import Any
+
+from bandits.backend import Backend
 from bandits.policies.spec import Option
+from bandits.regressors import linear, linear_shared
+from bandits.regressors.regressor import Regressor
 
 OPTIONS = (
     Option(
         "precision", "number", None, 0.0, 1e9, True,
-        "How strongly coefficients are drawn to 0; the evidence chooses when left out.",
+        "How strongly coefficients are drawn to 0; left out, the evidence chooses (10 if shared).",
     ),
     Option(
         "spread", "number", None, 0.0, 1e9, True,
@@ -16,4 +21,33 @@ OPTIONS = (
         "What an arm without decisions is taken to earn: nothing, or as much as all arms do.",
         ("nothing", "mean"),
     ),
+    Option(
+        "sharing", "choice", 0.0, 0.0, 1.0, False,
+        "Whether each arm has coefficients of its own, or all arms one set that bends with depth.",
+        ("disjoint", "shared"),
+    ),
+    Option(
+        "depth", "per_arm", None, -1e6, 1e6, False,
+        "Each arm's depth of discount or another number to order arms by; shared arms need it.",
+    ),
 )  # fmt: skip
+
+
+def regressor(
+    chosen: dict[str, Any], *, arms: int, segments: int, features: int, space: Backend
+) -> Regressor:
+    """The regressor that checked options choose; names that are not among ours are passed over.
+
+    Raises:
+        ValueError: arms are to share, but have no depth.
+    """
+    sizes: dict[str, Any] = {"segments": segments, "features": features, "space": space}
+    model = {name: chosen[name] for name in ("precision", "spread", "start")}
+    if chosen["sharing"] == "disjoint":
+        return linear.regressor(arms=arms, **sizes, **model)
+    if chosen["depth"] is None:
+        raise ValueError("sharing: arms that share need their depth")
+    if model["precision"] is None:
+        del model["precision"]
+    traits = linear_shared.powers(chosen["depth"])
+    return linear_shared.regressor(arm_features=traits, **sizes, **model)

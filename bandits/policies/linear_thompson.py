@@ -1,7 +1,8 @@
 """Thompson sampling over linear arms: each is served as often as it is likely to earn most.
 
 The reward of arm a is linear in the context (:mod:`bandits.regressors.linear`), so its mean is a
-Student t, independent of the other arms': the simplex is P(arm is best) by quadrature, exact.
+Student t, independent of the other arms': the simplex is P(arm is best) by quadrature, exact. Arms
+may also share their coefficients (option ``sharing``, :mod:`bandits.regressors.linear_shared`).
 
 Source: Agrawal and Goyal, ICML 2013; Thompson, Biometrika 25 (1933).
 
@@ -19,7 +20,6 @@ from bandits import backend as backends
 from bandits import explore
 from bandits.policies import contextual, linear_options
 from bandits.policies.spec import Option, OptionValue, PolicySpec, checked
-from bandits.regressors import linear
 from bandits.regressors.regressor import Prediction
 from bandits.types import Array, Belief, Policy
 
@@ -50,14 +50,12 @@ def policy(
     """The policy; options as in :data:`SPEC`."""
     chosen = checked(SPEC, options, segments=segments, arms=arms)
     space = backends.named(backend)
-    model = {name: chosen[name] for name in chosen if name != "explore"}
-    regressor = linear.regressor(
-        arms=arms, segments=segments, features=features, space=space, **model
+    regressor = linear_options.regressor(
+        chosen, arms=arms, segments=segments, features=features, space=space
     )
 
     def rule(prediction: Prediction, mask: Array, belief: Belief) -> Array:
-        wide = prediction._replace(scale=prediction.scale * chosen["explore"])
-        return explore.thompson(wide, mask, backend=space)
+        return explore.thompson(explore.widened(prediction, chosen["explore"]), mask, backend=space)
 
     return contextual.policy(
         SPEC.name, regressor, rule, arms=arms, segments=segments, features=features, space=space

@@ -1,7 +1,8 @@
 """LinUCB: the arm whose reward could be greatest, by an upper confidence bound.
 
 The reward of arm a is linear in the context (:mod:`bandits.regressors.linear`); the arm with the
-greatest ``mean + alpha · scale`` is served. The choice is deterministic, so without a floor its log
+greatest ``mean + alpha · scale`` is served. Arms may share their coefficients (option ``sharing``,
+:mod:`bandits.regressors.linear_shared`). The choice is deterministic, so without a floor its log
 cannot be used for off-policy evaluation.
 
 Source: Li et al., WWW 2010.
@@ -20,7 +21,6 @@ from bandits import backend as backends
 from bandits import explore
 from bandits.policies import contextual, linear_options
 from bandits.policies.spec import Option, OptionValue, PolicySpec, checked
-from bandits.regressors import linear
 from bandits.regressors.regressor import Prediction
 from bandits.types import Array, Belief, Policy
 
@@ -51,9 +51,8 @@ def policy(
     """The policy; options as in :data:`SPEC`."""
     chosen = checked(SPEC, options, segments=segments, arms=arms)
     space = backends.named(backend)
-    model = {name: chosen[name] for name in chosen if name != "alpha"}
-    regressor = linear.regressor(
-        arms=arms, segments=segments, features=features, space=space, **model
+    regressor = linear_options.regressor(
+        chosen, arms=arms, segments=segments, features=features, space=space
     )
 
     def rule(prediction: Prediction, mask: Array, belief: Belief) -> Array:

@@ -59,9 +59,9 @@ FINE = np.sort(np.concatenate([LEVELS, (LEVELS[1:] + LEVELS[:-1]) / 2, [6.75, 7.
 TOP, ROUNDS, LEAST_LOG = 6, 6, -30.0
 PANELS = TOP * len(FINE) - 1
 
-#: Elements (rows x arms x nodes) that are held at a time; and so many of one row whose arms are many:
-#: they stay within the cache, and below the 128 KiB from which an allocator asks the system for
-#: fresh pages every time.
+#: Elements (rows x arms x nodes) that are held at a time; and how many of one row of many arms, so
+#: that they stay within the cache, and below the 128 KiB from which an allocator asks the system
+#: for fresh pages every time.
 _CHUNK, BLOCK = 1 << 20, 1 << 13
 
 _ALL = slice(None)

@@ -65,7 +65,8 @@ class LinearBelief(NamedTuple):
 
     Attributes:
         mean: (A, P) float64, posterior mean of θ.
-        root: (A, P, P) float64, ``root rootᵀ`` is the posterior covariance in units of σ².
+        root: (A, P, P) float64, ``root rootᵀ`` is the posterior covariance in units of σ²; None
+            where only the mean is asked for.
         noise: () float64, σ.
         freedom: () float64, degrees of freedom of the Student t.
         offset: () float64, what is added to every prediction (0 where arms start from nothing).
@@ -89,8 +90,13 @@ def regressor(
     precision: float | None = None,
     spread: float | None = None,
     start: str = "nothing",
+    uncertain: bool = True,
 ) -> Regressor:
-    """The regressor; :mod:`bandits.policies.linear_options` says what the options mean."""
+    """The regressor; :mod:`bandits.policies.linear_options` says what the options mean.
+
+    Where the rule does not ask how ``uncertain`` a prediction is, the factors are not kept: a
+    decision is then linear in the features.
+    """
     width = columns(segments=segments, features=features)
 
     def init() -> LinearSums:
@@ -101,9 +107,10 @@ def regressor(
         return ledger.add(state, contribution(x, batch, arms=arms, space=space))
 
     def believe(state: LinearSums) -> LinearBelief:
-        return posterior(
+        belief = posterior(
             state, space=space, precision=precision, spread=spread, centred=start == "mean"
         )
+        return belief if uncertain else belief._replace(root=None)
 
     def predict(belief: LinearBelief, contexts: Contexts) -> Prediction:
         x = design(contexts, segments=segments, space=space) / float(ONE)
@@ -224,6 +231,8 @@ def predicted(belief: LinearBelief, x: Array, *, space: Backend) -> Prediction:
     """What a belief says of rows x (B, P), float64."""
     xp = space.xp
     mean = x @ xp.asarray(belief.mean).T + belief.offset
+    if belief.root is None:
+        return Prediction(mean)
     scale = belief.noise * spread_along(x, belief.root, space=space)
     return Prediction(mean, scale, xp.full(mean.shape, belief.freedom))
 
