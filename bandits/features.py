@@ -11,7 +11,11 @@ array([[  2048, -65535,      0]])
 array([[0.5]])
 """
 
+import hashlib
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
 from bandits.backend import namespace
 from bandits.types import FEATURE_BITS, FEATURE_LIMIT, Array
@@ -30,6 +34,35 @@ def quantise(x: Array) -> Array:
 def values(features: Array) -> Array:
     """What quantised features (..., D) stand for, float64."""
     return features / float(ONE)
+
+
+def hashed(named: Mapping[str, str | float], *, buckets: int) -> NDArray[np.int64]:
+    """Named values as D = ``buckets`` features (D,): for categories without a list of them.
+
+    A word counts 1 in the bucket of "name=word", a number its value in the bucket of "name". Which
+    bucket, and with which sign, is a hash (BLAKE2b) of those letters: the same on every machine.
+    Names that fall into one bucket disturb each other, by signs in either direction alike; with n
+    names, each meets another with a chance of about n / D.
+
+    Source: Weinberger et al., ICML 2009.
+
+    >>> x = hashed({"town": "Ulm", "age": 0.5}, buckets=8)
+    >>> sorted(abs(x).tolist())
+    [0, 0, 0, 0, 0, 0, 2048, 4096]
+
+    Raises:
+        ValueError: ``buckets`` is below 1.
+    """
+    if buckets < 1:
+        raise ValueError("buckets: must be at least 1")
+    out = np.zeros(buckets, dtype=np.int64)
+    for name, value in named.items():
+        word = isinstance(value, str)
+        key = f"{name}={value}" if word else name
+        code = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+        size = ONE if word else int(quantise(np.float64(value)))
+        out[(code >> 1) % buckets] += size if code & 1 else -size
+    return np.clip(out, -FEATURE_LIMIT, FEATURE_LIMIT)
 
 
 def check(features: Array, *, rows: int, width: int) -> None:

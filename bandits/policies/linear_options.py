@@ -4,7 +4,7 @@ from typing import Any
 
 from bandits.backend import Backend
 from bandits.policies.spec import Option
-from bandits.regressors import linear, linear_shared
+from bandits.regressors import linear, linear_diagonal, linear_shared
 from bandits.regressors.regressor import Regressor
 
 OPTIONS = (
@@ -30,6 +30,11 @@ OPTIONS = (
         "depth", "per_arm", None, -1e6, 1e6, False,
         "Each arm's depth of discount or another number to order arms by; shared arms need it.",
     ),
+    Option(
+        "covariance", "choice", 0.0, 0.0, 1.0, False,
+        "Whether features are learnt together, or, for thousands of them, each as if independent.",
+        ("full", "diagonal"),
+    ),
 )  # fmt: skip
 
 
@@ -39,12 +44,16 @@ def regressor(
     """The regressor that checked options choose; names that are not among ours are passed over.
 
     Raises:
-        ValueError: arms are to share, but have no depth.
+        ValueError: arms are to share, but have no depth, or a diagonal covariance.
     """
     sizes: dict[str, Any] = {"segments": segments, "features": features, "space": space}
     model = {name: chosen[name] for name in ("precision", "spread", "start")}
+    diagonal = chosen["covariance"] == "diagonal"
     if chosen["sharing"] == "disjoint":
-        return linear.regressor(arms=arms, **sizes, **model)
+        kind = linear_diagonal.regressor if diagonal else linear.regressor
+        return kind(arms=arms, **sizes, **model)
+    if diagonal:
+        raise ValueError("covariance: arms that share have a full one")
     if chosen["depth"] is None:
         raise ValueError("sharing: arms that share need their depth")
     if model["precision"] is None:

@@ -31,9 +31,9 @@ PRECISIONS = 10.0 ** np.arange(-2.0, 3.1, 0.5)
 #: Rows that the noise's prior counts for, and its guess: a share of the rewards' own variance.
 NOISE_WEIGHT, NOISE_SHARE = 2.0, 0.25
 #: Rows whose products a float64 adds up without rounding: 2**20 · 2**32 < 2**53.
-_EXACT_ROWS = 1 << 20
+EXACT_ROWS = 1 << 20
 #: Rewards are split here, so that each part times a feature stays below 2**32.
-_SPLIT = 15
+SPLIT = 15
 
 
 class LinearSums(NamedTuple):
@@ -155,8 +155,8 @@ def contribution(x: Array, batch: Batch, *, arms: int, space: Backend) -> Linear
     arm, sign, reward = (xp.asarray(field) for field in (batch.arm, batch.sign, batch.reward))
     gram = xp.zeros((arms, x.shape[1], x.shape[1]), dtype=xp.int64)
     moment = xp.zeros((arms, x.shape[1]), dtype=xp.int64)
-    for begin in range(0, x.shape[0], _EXACT_ROWS):
-        part = slice(begin, begin + _EXACT_ROWS)
+    for begin in range(0, x.shape[0], EXACT_ROWS):
+        part = slice(begin, begin + EXACT_ROWS)
         more = _products(x[part], arm[part], sign[part], reward[part], arms=arms, space=space)
         gram, moment = gram + more[..., :-1], moment + more[..., -1]
     return LinearSums(
@@ -170,8 +170,8 @@ def _products(
 ) -> Array:
     """Σ x xᵀ and Σ r x of each arm side by side, (A, P, P + 1) int64."""
     xp = space.xp
-    high = reward >> _SPLIT
-    low = reward - (high << _SPLIT)
+    high = reward >> SPLIT
+    low = reward - (high << SPLIT)
     wide = xp.concatenate([x, high[:, None], low[:, None]], axis=1).astype(xp.float64)
     signed = (x * sign[:, None]).astype(xp.float64)
 
@@ -182,7 +182,7 @@ def _products(
         else:
             product = ((signed * (arm == which[0])[:, None]).T @ wide)[None]
         exact = product.astype(xp.int64)
-        moment = (exact[..., -2:-1] << _SPLIT) + exact[..., -1:]
+        moment = (exact[..., -2:-1] << SPLIT) + exact[..., -1:]
         return xp.concatenate([exact[..., :-2], moment], axis=-1)
 
     return space.map_rows(one, (xp.arange(arms),), 1)
@@ -207,7 +207,7 @@ def posterior(
     values = xp.maximum(values, 0.0)
     along = xp.einsum("apq,ap->aq", vectors, moment)
     shape = 0.5 * (NOISE_WEIGHT + rows)
-    guess = 0.5 * NOISE_WEIGHT * NOISE_SHARE * _variance(square.sum(), mean, rows, xp)
+    guess = 0.5 * NOISE_WEIGHT * NOISE_SHARE * variance(square.sum(), mean, rows, xp)
     if precision is None:
         grid = xp.asarray(PRECISIONS)
         chosen = grid[xp.argmax(_evidence(values, along, total, guess, shape, grid, xp))]
@@ -247,7 +247,7 @@ def spread_along(x: Array, root: Array, *, space: Backend) -> Array:
     return xp.sqrt(xp.maximum((along * along).sum(axis=-1), 1e-300)).T
 
 
-def _variance(square: Array, mean: Array, rows: Array, xp: Array) -> Array:
+def variance(square: Array, mean: Array, rows: Array, xp: Array) -> Array:
     """The rewards' variance with one row more, of their own size; 1 while all rewards are 0."""
     size = square / xp.maximum(rows, 1.0)
     around = xp.maximum(square - rows * mean**2, 0.0)

@@ -13,7 +13,15 @@ from bandits.types import ArmSums, Batch, Contexts, Policy
 
 ARMS, SEGMENTS, FEATURES, ROWS = 5, 3, 2, 600
 
-each_policy = pytest.mark.parametrize("name", policies.NAMES)
+#: Options that change what is kept or how arms are compared: as good as policies of their own.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear_thompson, diagonal": ("linear_thompson", {"covariance": "diagonal"}),
+    "linear_ucb, diagonal": ("linear_ucb", {"covariance": "diagonal"}),
+    "linear_thompson, shared": ("linear_thompson", {"sharing": "shared"}),
+    "linear_ucb, shared": ("linear_ucb", {"sharing": "shared"}),
+}
+
+each_policy = pytest.mark.parametrize("name", [*policies.NAMES, *VARIANTS])
 
 
 def _contexts(segment: NDArray[Any]) -> Contexts:
@@ -41,7 +49,10 @@ def _mask(*, seed: int = 1, rows: int = 40) -> NDArray[np.bool_]:
 def _policy(name: str, *, space: str = "numpy", order: NDArray[Any] | None = None) -> Policy:
     """With options that differ by arm, given in ``order``."""
     order = np.arange(ARMS) if order is None else order
-    options: dict[str, Any] = {}
+    name, fixed = VARIANTS.get(name, (name, {}))
+    options: dict[str, Any] = dict(fixed)
+    if "sharing" in options:
+        options["depth"] = np.array([0.0, 0.1, 0.2, 0.05, 0.3])[order]
     if name == "fixed_split":
         options["shares"] = np.array([5.0, 1.0, 0.0, 2.0, 3.0])[order]
     if name == "thompson_hierarchical":
@@ -133,7 +144,7 @@ def test_is_traced_once_under_jit(name: str) -> None:
     import jax
 
     policy = _policy(name, space="jax")
-    hosted = policies.describe(name).hosted
+    hosted = policies.describe(VARIANTS.get(name, (name, {}))[0]).hosted
     traces = 0
 
     def counted(state: ArmSums, contexts: Contexts, mask: Any) -> Any:
@@ -181,7 +192,7 @@ def test_refuses_bad_input(name: str) -> None:
         _serve(policy, policy.init(), one, good[:, :-1])
 
 
-@each_policy
+@pytest.mark.parametrize("name", policies.NAMES)
 def test_describes_itself_and_checks_its_options(name: str) -> None:
     spec = policies.describe(name)
     assert spec.name == name
