@@ -1,19 +1,25 @@
 """What a decision costs in time and memory, from 10 to 10,000 arms and 8 to 2,048 features.
 
-``python -m tests.bench.scaling`` learns from made-up rows, then decides one row at a time from a
-belief that is there already (as serving does), and writes ``scaling.json`` and ``scaling.svg``
-beside this file. Memory is the belief's and what one decision allocates on top of it, at its peak.
-The belief itself is computed once per snapshot; its time is in the JSON.
+``OPENBLAS_NUM_THREADS=1 python -m tests.bench.scaling`` learns from made-up rows, then decides one
+row at a time from a belief that is there already (as serving does), and writes ``scaling.json`` and
+``scaling.svg`` beside this file. Memory is the belief's and what one decision allocates on top of
+it, at its peak. The belief itself is computed once per snapshot; its time is in the JSON.
 
 The slope of a line is the exponent of its growth over its last factor of ten: 1 is linear. In
-arms nothing should exceed 1, but for noise and caches; in features a linear model that knows its
-uncertainty has a matrix per arm, so its own order is 2.
+arms nothing should exceed 1; in features a linear model that knows its uncertainty has a matrix per
+arm, so its own order is 2. The machine has a slope of its own, since what is large lies in slower
+memory: beside the policies stands a plain product of a vector with as many matrices of the same
+size as the linear ones hold, which is what their uncertainty takes at least.
+
+Times are the processor's, of all threads, so that other processes on the machine count little;
+more than one thread would count the time that they wait for each other.
 """
 
 import argparse
 import json
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +37,10 @@ ARMS = (10, 32, 100, 320, 1000, 3200, 10_000)
 FEATURES = (8, 32, 128, 512, 2048)
 #: Features where arms grow, and arms where features grow.
 FEW_FEATURES, FEW_ARMS = 8, 10
-#: Where a policy stops: beliefs cubic in arms, nodes by the gigabyte, matrices of 41 columns.
-MOST_ARMS = {"thompson_hierarchical": 1000, "trees_thompson": 1000, "neural_linear": 3200}
+#: Where a policy stops: its belief is cubic in arms.
+MOST_ARMS = {"thompson_hierarchical": 1000}
+#: What the machine needs for the matrices alone.
+YARDSTICK = "matrix-vector products"
 #: Rows learnt, and rows of one batch.
 ROWS, BATCH = 2000, 50
 
@@ -53,25 +61,38 @@ def measured(name: str, *, arms: int, features: int, axis: str) -> Point:
     options: dict[str, Any] = {"shares": np.ones(arms)} if name == "fixed_split" else {}
     policy = policies.make(name, arms=arms, segments=1, features=features, **options)
     state = learnt(policy, arms=arms, features=features)
-    begin = time.perf_counter()
+    begin = time.process_time()
     belief = policy.believe(state)
-    believed = time.perf_counter() - begin
+    believed = time.process_time() - begin
     x = quantised.quantise(np.random.default_rng(1).normal(size=(1, features)))
     contexts, mask = Contexts(np.zeros(1, np.int32), x), np.ones((1, arms), bool)
+    held = sum(np.asarray(leaf).nbytes for leaf in leaves(belief))
+    took, peak = cost(lambda: policy.probabilities(belief, contexts, mask))
+    size = arms if axis == "arms" else features
+    return Point(name, axis, size, 1e3 * took, (held + peak) / 1e6, 1e3 * believed)
+
+
+def cost(call: Callable[[], object]) -> tuple[float, int]:
+    """Median seconds of a call, and the bytes that it allocates at its peak."""
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < 1.0 and len(times) < 50):
-        begin = time.perf_counter()
-        policy.probabilities(belief, contexts, mask)
-        times.append(time.perf_counter() - begin)
+    while len(times) < 5 or (sum(times) < 1.0 and len(times) < 200):
+        begin = time.process_time()
+        call()
+        times.append(time.process_time() - begin)
     tracemalloc.start()
-    policy.probabilities(belief, contexts, mask)
+    call()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    held = sum(np.asarray(leaf).nbytes for leaf in leaves(belief))
+    return float(np.median(times)), peak
+
+
+def yardstick(*, arms: int, features: int, axis: str) -> Point:
+    """The cost of one vector times the matrices of all arms, in plain numpy."""
+    width = features + 1
+    matrices, x = np.ones((arms, width, width)), np.ones((1, width))
+    took, peak = cost(lambda: np.matmul(x, matrices))
     size = arms if axis == "arms" else features
-    return Point(
-        name, axis, size, 1e3 * float(np.median(times)), (held + peak) / 1e6, 1e3 * believed
-    )
+    return Point(YARDSTICK, axis, size, 1e3 * took, (matrices.nbytes + peak) / 1e6, 0.0)
 
 
 def learnt(policy: Policy, *, arms: int, features: int) -> Any:
@@ -97,7 +118,8 @@ def rows(rng: np.random.Generator, count: int, *, arms: int, features: int) -> B
 
 def all_points(names: list[str]) -> list[Point]:
     """Every policy at every size; contextual ones along features as well."""
-    points = []
+    points = [yardstick(arms=size, features=FEW_FEATURES, axis="arms") for size in ARMS]
+    points += [yardstick(arms=FEW_ARMS, features=size, axis="features") for size in FEATURES]
     for name in names:
         for size in ARMS:
             if size <= MOST_ARMS.get(name, size):
@@ -127,6 +149,9 @@ def slopes(points: list[Point]) -> dict[str, dict[str, float]]:
 def drawn(points: list[Point]) -> str:
     """The figure, SVG: time and memory along arms and features, both axes logarithmic."""
     values = [point._asdict() for point in points]
+    colour = {"field": "policy", "type": "nominal"}
+    plain = {"test": f"datum.policy === '{YARDSTICK}'", "value": [4, 4]}
+    dash = {"condition": plain, "value": [1, 0]}
 
     def panel(axis: str, field: str, title: str) -> dict[str, Any]:
         y = {"field": field, "type": "quantitative", "scale": {"type": "log"}, "title": title}
@@ -136,7 +161,7 @@ def drawn(points: list[Point]) -> str:
             "height": charts.HEIGHT,
             "transform": [{"filter": f"datum.axis === '{axis}'"}],
             "mark": {"type": "line", "point": True},
-            "encoding": {"x": x, "y": y, "color": {"field": "policy", "type": "nominal"}},
+            "encoding": {"x": x, "y": y, "color": colour, "strokeDash": dash},
         }
 
     kinds = (("decision_ms", "one decision, ms"), ("memory_mb", "memory, MB"))
@@ -155,9 +180,9 @@ def main() -> None:
     chosen = parser.parse_args()
     store: Path = chosen.output / "scaling.json"
     old = json.loads(store.read_text("utf-8"))["points"] if store.exists() else []
-    kept = [Point(**one) for one in old if one["policy"] not in chosen.policies]
+    kept = [Point(**one) for one in old if one["policy"] not in (*chosen.policies, YARDSTICK)]
     points = kept + all_points(chosen.policies)
-    points.sort(key=lambda point: policies.NAMES.index(point.policy))
+    points.sort(key=lambda point: (*policies.NAMES, YARDSTICK).index(point.policy))
     found = slopes(points)
     told = {"points": [point._asdict() for point in points], "slopes": found}
     store.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
