@@ -45,7 +45,8 @@ BARTER: tuple[tuple[str, str], ...] = (
     ("contextual", "fastcb regressor=trees"),
     ("mushroom", "linear_thompson start=mean"),
     ("wheel", "linear_thompson spread=5000 explore=1"),
-    ("wheel", "trees_thompson spread=5000"),
+    ("wheel", "trees_thompson spread=2500"),
+    ("wheel", "neural_linear spread=5000 explore=0.2 units=64"),
 )
 
 #: Policies that read no context and are meant for conversions: for the Bernoulli arms.
