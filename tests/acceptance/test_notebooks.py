@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PICTURE = "image/svg+xml"
-LARGEST_BYTES = 300_000
+LARGEST_BYTES = 400_000
 MACHINE = re.compile(r"/(home|root|work|tmp|Users|usr|var)/|site-packages|[A-Z]:\\\\")
 #: What the code cells of a notebook may import: the library, and what its reader surely has.
 IMPORTED = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)

@@ -237,7 +237,7 @@ def test_a_kill_before_or_during_the_change_is_made_good(
     campaign = loop.launch(**CHOOSING)
     chooser = auto.Chooser(loop.engine)
     assert not chooser.step(), "it begins with what it sees first"
-    for _ in range(6):
+    for _ in range(12):
         shop(loop, 125, liked=0.6)
         loop.carry()
         loop.learn(campaign)
