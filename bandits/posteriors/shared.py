@@ -418,12 +418,12 @@ def _rising(own: Floats, between: Floats, rising: float) -> Lines:
 
     def lines(mean: Floats, common: Floats, rng: np.random.Generator) -> Floats:
         slope = mean[..., 1] + common[..., 1]
-        below = special.ndtr(-slope / spread)
-        above, before = 1.0 - below, special.ndtr(common[..., 1] / prior)
-        odds = rising * above / (rising * above + (1.0 - rising) * before)
+        more = special.log_ndtr(slope / spread) - special.log_ndtr(common[..., 1] / prior)
+        odds = special.expit(special.logit(rising) + more)
         u = rng.random(slope.shape)
-        u = np.where(rng.random(slope.shape) < odds, below + above * u, u)
-        moved = spread * special.ndtri(np.clip(u, 1e-300, 1.0 - 1e-16))
+        rises = rng.random(slope.shape) < odds
+        upper = np.where(rises, special.ndtr(slope / spread) * u, u)
+        moved = -spread * special.ndtri(np.maximum(upper, 1e-300))
         level = mean[..., 0] + common[..., 0] + follow * moved
         level += rest * rng.standard_normal(level.shape)
         return np.stack([level, slope + moved], axis=-1)

@@ -87,7 +87,7 @@ def test_a_campaign_that_forgets_follows_what_changes_and_replays(
         learnt(loop, campaign)
     assert chances(loop)[2] > 0.8
     for hour in range(4, 8):
-        serve(loop, START + hour * HOUR, 60, best="none")
+        serve(loop, START + hour * HOUR, 200, best="none")
         learnt(loop, campaign)
     assert chances(loop)[0] > 0.8
     found = verify(loop.engine, "spring", sample=60)

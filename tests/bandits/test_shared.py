@@ -95,6 +95,16 @@ def test_a_deeper_discount_is_not_thought_to_sell_less_unless_it_does() -> None:
     np.testing.assert_allclose(known.mean(axis=0), falls, rtol=0.05)
 
 
+def test_slopes_far_below_zero_leave_no_zero_divided_by_zero() -> None:
+    depth = np.tile(DEPTH, (6, 1))
+    trials = np.full((6, 5), 3_000_000)
+    steep = sums(trials, trials * special.expit(-1.0 - 60 * depth))
+    with np.errstate(all="raise", under="ignore"):
+        drawn = shared.draws("conversion", steep, count=500, seed=1, depth=depth)
+    assert np.isfinite(drawn).all()
+    assert (drawn[..., 0] > drawn[..., -1]).all()
+
+
 def test_who_buys_less_without_a_discount_is_expected_to_react_more_where_others_do() -> None:
     """Two segments without a visitor at the deepest arms, in a world where level and slope go
     together, and in one where they do not.
