@@ -17,6 +17,9 @@ those of an observational comparison. Only the gradient policy reads the simplex
 its ``Σ (e_a - p)`` vanish, and its preferences are ``n_a`` times how much the arm's mean lies
 above its segment's mean.
 
+Where discounts, and not arms, are what campaigns have in common, :func:`slope` says what earlier
+ones found of the effect of a discount's depth; it is an option of ``thompson_hierarchical``.
+
 Policies with a ``retrain`` learn from a past log by being retrained on it, and are refused here.
 
 >>> from bandits import policies
@@ -35,6 +38,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bandits.posteriors import shared
+from bandits.posteriors.shared import Slope
 from bandits.regressors.linear import LinearSums
 from bandits.types import ArmSums, Batch, Contexts, Policy, State
 
@@ -204,6 +209,46 @@ def at_most(state: Any, *, rows: int) -> Any:
     fields["square_high"] = (square // 2**32).astype(np.int64)
     fields["square_low"] = (square % 2**32).astype(np.int64)
     return type(state)(**fields)
+
+
+class Earlier(NamedTuple):
+    """An earlier campaign.
+
+    Attributes:
+        sums: its ledger, fields (S, A).
+        depth: (S, A) the discount of each arm as a share of a typical basket.
+    """
+
+    sums: ArmSums
+    depth: NDArray[np.float64]
+
+
+def slope(campaigns: Sequence[Earlier], *, differ: float = 1.0) -> Slope:
+    """What earlier campaigns say of the effect of depth in the next one.
+
+    Each campaign's own slope is known as far as its decisions go, and campaigns differ: by what the
+    moments of their slopes say (DerSimonian and Laird, 1986), and by ``differ`` at least, as few
+    campaigns say little of how much they differ.
+
+    Args:
+        campaigns: any arms, depths and segments; at least one campaign.
+        differ: the least standard deviation between campaigns, log odds per unit of depth.
+
+    Raises:
+        ValueError: there is no campaign, or one whose depths are all equal.
+    """
+    if not campaigns:
+        raise ValueError("campaigns: at least one is needed")
+    found = [shared.common_slope(one.sums, one.depth) for one in campaigns]
+    mean = np.array([one.mean for one in found])
+    within = np.array([one.spread for one in found]) ** 2
+    weight = 1.0 / within
+    spread = weight @ (mean - weight @ mean / weight.sum()) ** 2
+    room = weight.sum() - (weight**2).sum() / weight.sum()
+    between = max((spread - len(mean) + 1) / room if len(mean) > 1 else 0.0, differ**2)
+    weight = 1.0 / (within + between)
+    middle = float(weight @ mean / weight.sum())
+    return Slope(middle, float(np.sqrt(between + 1.0 / weight.sum())))
 
 
 def begin(policy: Policy, state: State) -> Policy:

@@ -16,6 +16,9 @@ that was misled by its first customers comes back.
 The draws are made on the host, in numpy, on either backend; arms and segments are put in an order
 that only their terms and sums decide, so a permutation of the campaign's arms permutes the simplex.
 
+What earlier campaigns say of the effect of a discount is told by ``slope`` and ``slope_spread``
+(:func:`bandits.warm_start.slope` finds both).
+
 Source: Hong et al., AISTATS 2022 (HierTS); Chapelle and Li, NIPS 2011 (posterior reshaping).
 
 >>> import numpy as np
@@ -70,6 +73,15 @@ SPEC = PolicySpec(
             "explore", "number", 0.5, 0.0, 10.0, True,
             "How wide beliefs are taken to be: 1 is Thompson's rule, less explores less.",
         ),
+        Option(
+            "slope", "number", 0.0, -1e3, 1e3, False,
+            "Expected effect of depth, log odds of a conversion per 100 % off: by 5, 10 % off sells"
+            " about 1.6 times as often where few buy.",
+        ),
+        Option(
+            "slope_spread", "number", shared.COMMON_SLOPE_SD, 0.0, 1e3, True,
+            "How sure that is: its standard deviation. Earlier campaigns say both.",
+        ),
     ),
     pooled=True,
     hosted=True,
@@ -95,6 +107,7 @@ def policy(*, arms: int, segments: int, backend: str = "numpy", **options: Optio
     offers = Offers(value, value if chosen["gain"] is None else chosen["gain"])
     depth = np.zeros((segments, arms)) if chosen["depth"] is None else chosen["depth"]
     conversion = chosen["value"] is None
+    slope = shared.Slope(chosen["slope"], chosen["slope_spread"])
 
     def init() -> ArmSums:
         return ledger.zeros(segments=segments, arms=arms)
@@ -105,7 +118,7 @@ def policy(*, arms: int, segments: int, backend: str = "numpy", **options: Optio
 
     def believe(state: ArmSums) -> Draws:
         sums = ArmSums(*(np.asarray(field) for field in state))
-        drawn = _draws(sums, depth, None if conversion else offers)
+        drawn = _draws(sums, depth, None if conversion else offers, slope)
         mean = drawn.mean(axis=0)
         width = np.full(len(drawn), chosen["explore"])
         width[::FULL] = max(1.0, chosen["explore"])
@@ -134,7 +147,7 @@ def _probabilities(arms: int, segments: int, space: Backend) -> arm_level.Probab
     return probabilities
 
 
-def _draws(sums: ArmSums, depth: Floats, offers: Offers | None) -> Floats:
+def _draws(sums: ArmSums, depth: Floats, offers: Offers | None, slope: shared.Slope) -> Floats:
     """Draws (M, S, A) that do not depend on the order in which arms and segments are named."""
     terms = [depth] if offers is None else [depth, offers.value, offers.gain]
     columns = [np.sort(table, axis=0) for table in (*terms, *sums)]
@@ -149,6 +162,7 @@ def _draws(sums: ArmSums, depth: Floats, offers: Offers | None) -> Floats:
         seed=0,
         depth=depth[there],
         offers=None if offers is None else Offers(offers.value[there], offers.gain[there]),
+        slope=slope,
     )
     out = np.empty_like(drawn)
     out[:, rows[:, None], arms] = drawn

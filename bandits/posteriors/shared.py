@@ -82,6 +82,21 @@ class Offers(NamedTuple):
     gain: Floats
 
 
+class Slope(NamedTuple):
+    """What is expected of the slope that segments share, before the campaign: a Gaussian.
+
+    Attributes:
+        mean: log odds per unit of depth.
+        spread: its standard deviation.
+    """
+
+    mean: float = 0.0
+    spread: float = COMMON_SLOPE_SD
+
+
+ANY_SLOPE = Slope()
+
+
 class Between(NamedTuple):
     """How much segments may differ: standard deviations and pivots that the grid combines.
 
@@ -158,6 +173,7 @@ def draws(
     seed: int,
     depth: Floats | None = None,
     offers: Offers | None = None,
+    slope: Slope = ANY_SLOPE,
 ) -> Floats:
     """Joint posterior draws (M, S, A) of the mean reward per decision, the same for one seed.
 
@@ -169,11 +185,13 @@ def draws(
         depth: (S, A) discount as a share of a typical basket; None, or all equal: arms have no
             order, and are only taken to resemble each other.
         offers: what a conversion earns by the offers' own terms; None for 1 throughout.
+        slope: what is expected of the effect of depth; :mod:`bandits.warm_start` has it from
+            earlier campaigns.
     """
     sums = ArmSums(*(np.asarray(field) for field in state))
     x = features(depth, segments=sums.trials.shape[0], arms=sums.trials.shape[1])
     rng = np.random.default_rng(seed)
-    rate = special.expit(rate_draws(sums, x, rate_scales(sums, x), count, rng))
+    rate = special.expit(rate_draws(sums, x, rate_scales(sums, x, slope), count, rng))
     if objective == "conversion":
         return np.asarray(rate, np.float64)
     one = np.ones(sums.trials.shape)
@@ -181,15 +199,38 @@ def draws(
     return out
 
 
-def rate_scales(sums: ArmSums, x: Floats) -> Scales:
+def common_slope(sums: ArmSums, depth: Floats) -> Slope:
+    """What a campaign says of the slope that its segments share, over nothing but the usual prior.
+
+    Args:
+        sums: a ledger, fields (S, A).
+        depth: (S, A) discount as a share of a typical basket.
+
+    Raises:
+        ValueError: all depths are equal.
+    """
+    x = features(depth, segments=sums.trials.shape[0], arms=sums.trials.shape[1])
+    if x.shape[-1] == 1:
+        raise ValueError("depth: a campaign whose depths are all equal says nothing of a slope")
+    *_, fitted, scales = _rate_posterior(sums, x, rate_scales(sums, x, ANY_SLOPE))
+    chance = special.softmax(fitted.log_evidence)
+    centre = fitted.shared[:, 1] + scales.centre[1]
+    mean = float(chance @ centre)
+    within = (fitted.root[:, 1] ** 2).sum(axis=-1)
+    return Slope(mean, float(np.sqrt(chance @ (within + (centre - mean) ** 2))))
+
+
+def rate_scales(sums: ArmSums, x: Floats, slope: Slope) -> Scales:
     """The grid of priors of the log odds of a conversion, centred on the overall rate."""
     n = np.maximum(sums.trials, 0)
-    centre = np.zeros(x.shape[-1])
+    centre = np.array([0.0, slope.mean])[: x.shape[-1]]
     centre[0] = special.logit((np.clip(sums.conversions, 0, n).sum() + 0.5) / (n.sum() + 1.0))
     depth = x[..., 1] if x.shape[-1] > 1 else None
+    if depth is not None:
+        centre[0] -= slope.mean * np.average(depth, weights=n + 1.0)
     return _scales(
         RESIDUALS, RESIDUAL_MEDIAN, between(RATE_BETWEEN, depth),
-        np.array([COMMON_LEVEL_SD, COMMON_SLOPE_SD])[: x.shape[-1]], centre,
+        np.array([COMMON_LEVEL_SD, slope.spread])[: x.shape[-1]], centre,
         exact=EXACT_LEVEL if depth is None else EXACT_LINE, arms=x.shape[1],
     )  # fmt: skip
 
@@ -198,6 +239,18 @@ def rate_draws(
     sums: ArmSums, x: Floats, scales: Scales, count: int, rng: np.random.Generator
 ) -> Floats:
     """Draws (M, S, A) of the log odds of a conversion, given features (S, A, F) and a prior."""
+    seen, weight, fitted, scales = _rate_posterior(sums, x, scales)
+    return _sample(fitted, seen, weight, x, scales, count, rng, rising=RISING)
+
+
+def _rate_posterior(
+    sums: ArmSums, x: Floats, scales: Scales
+) -> tuple[Floats, Floats, Fitted, Scales]:
+    """Laplace's approximation at each point of the grid that counts.
+
+    Returns:
+        Working observations and weights (G, S, A), the posterior, and the grid's points.
+    """
     n = np.maximum(sums.trials, 0).astype(np.float64)
     c = np.clip(sums.conversions, 0, n)
     z = np.broadcast_to(scales.centre[0], (len(scales.residual), *n.shape))
@@ -215,7 +268,7 @@ def rate_draws(
     weight, seen = _working(z, n, c)
     fitted = _solve(seen, weight, x, scales)
     fitted = fitted._replace(log_evidence=_evidence(fitted, z, n, c, weight, seen))
-    return _sample(fitted, seen, weight, x, scales, count, rng, rising=RISING)
+    return seen, weight, fitted, scales
 
 
 def _evidence(

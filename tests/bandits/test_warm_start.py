@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bandits import artefact, features, forgetting, policies, sampling, warm_start
+from bandits import artefact, features, forgetting, ledger, policies, sampling, warm_start
 from bandits.policies.arm_level import mean_reward
 from bandits.types import Batch, Contexts, Policy
 
@@ -212,3 +212,45 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _rising(slope: float, *, seed: int, decisions: int = 20_000) -> warm_start.Earlier:
+    rng, depth = np.random.default_rng(seed), np.tile(np.linspace(0.0, 0.3, 4), (5, 1))
+    level = rng.normal(-3.0, 0.3, (5, 1))
+    trials = np.full(depth.shape, decisions)
+    sums = ledger.zeros(segments=5, arms=4)._replace(
+        trials=trials, conversions=rng.binomial(trials, 1 / (1 + np.exp(-level - slope * depth)))
+    )
+    return warm_start.Earlier(sums, depth)
+
+
+def test_earlier_campaigns_say_what_a_discount_does() -> None:
+    alike = warm_start.slope([_rising(5.0, seed=seed) for seed in range(3)])
+    assert alike.mean == pytest.approx(5.0, abs=0.7)
+    assert 1.0 < alike.spread < 2.0
+    unlike = warm_start.slope([_rising(slope, seed=1) for slope in (1.0, 5.0, 9.0)])
+    assert unlike.spread > 2 * alike.spread
+    few = warm_start.slope([_rising(5.0, seed=1, decisions=40)])
+    assert few.spread > 1.5 * alike.spread
+    with pytest.raises(ValueError, match="campaigns: at least one"):
+        warm_start.slope([])
+    flat = _rising(5.0, seed=1)
+    with pytest.raises(ValueError, match=r"depth: .* all equal"):
+        warm_start.slope([flat._replace(depth=flat.depth * 0)])
+
+
+def test_a_campaign_that_is_told_of_the_slope_begins_where_the_others_ended() -> None:
+    """Nothing learnt yet: the deep discount is worth trying where others rose steeply only."""
+    value, depth = np.array([[40.0, 20.0]]), np.array([[0.0, 0.2]])
+    contexts = Contexts(np.zeros(1, np.int32), np.zeros((1, 0), np.int64))
+
+    def deep(slope: float) -> float:
+        policy = policies.make(
+            "thompson_hierarchical", arms=2, segments=1, value=value, depth=depth,
+            slope=slope, slope_spread=1.0,
+        )  # fmt: skip
+        belief = policy.believe(policy.init())
+        return float(policy.probabilities(belief, contexts, np.ones((1, 2), bool))[0, 1])
+
+    steep, flat = deep(10.0), deep(0.5)
+    assert steep > 2 * flat
