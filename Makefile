@@ -69,7 +69,7 @@ format: $(STAMP)  ## Format the code and apply safe fixes
 upgrade: $(STAMP)  ## Move the lock to the newest releases that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-annotate --no-header \
-	--no-emit-index-url --no-emit-find-links --extra demo --extra dev pyproject.toml -o $(LOCK)
+	--no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o $(LOCK)
 
 # Browser tests drive the system's Chromium. Root on Debian can have it installed here; anyone
 # else is told what to install, and those tests say so where it is missing.

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from service import logs
 from service.config import Config, ConfigError
 from service.errors import BarterError
-from service.models import ROLES, SCOPES
+from service.models import IMPORTS, ROLES, SCOPES
 
 WEB_THREADS = 16
 
@@ -84,12 +84,15 @@ def carry(config: Config, _: argparse.Namespace) -> int:
     """Run the carrier only: the local log up to Postgres, campaigns and snapshots down."""
     from service import db
     from service.carrier import NEWS, Carrier
+    from service.imports import host
     from service.spool import Spool
     from service.supervisor import database_url, follow, until_signalled
 
     url = database_url(config)
     carrier = Carrier(Spool(config.data), db.engine(url))
     with until_signalled() as stop:
+        reader = threading.Thread(target=host.run, args=(config, stop), name="imports", daemon=True)
+        reader.start()
         follow(url, carrier.changed, stop, only=NEWS)
         carrier.run(stop)
     return 0
@@ -198,6 +201,25 @@ def verify(config: Config, arguments: argparse.Namespace) -> int:
     return 0 if found.holds else 1
 
 
+def import_file(config: Config, arguments: argparse.Namespace) -> int:
+    """Bring customers, products, interactions or transactions in from a CSV or Parquet file.
+
+    The file may be of any size. Columns are found by their names, delimiter and byte order mark by
+    themselves; amounts are in major units (12.99), times in ISO 8601. The same file twice adds
+    nothing, and an import that was cut short goes on where it stood: just run it again.
+
+      transactions   unit, product_id, bought_at, paid (or price); basket, quantity, discount, id
+      interactions   unit, product_id, kind (view, click, cart, purchase, review, return), at; value
+      products       id; name, category, department, price, unit_cost, stock
+      customers      unit; every further column becomes an attribute
+    """
+    from service.imports import command
+    from service.supervisor import until_signalled
+
+    with until_signalled() as stop, _engine(config) as engine:
+        return command.run(engine, config, arguments, stop)
+
+
 def demo(config: Config, arguments: argparse.Namespace) -> int:
     """Show the whole loop on real retail data.
 
@@ -267,12 +289,31 @@ def parser() -> argparse.ArgumentParser:
     check = add("verify", verify, "check a campaign's state and decisions against its log")
     check.add_argument("campaign", help="the campaign's key")
     check.add_argument("--sample", type=int, default=1000, help="decisions to replay")
+    import_options(add("import", import_file, "import a file: barter import products items.csv"))
     show = add("demo", demo, "show the whole loop on real retail data")
     demo_options(show)
     add("web", web, "run the web workers only")
     add("carry", carry, "run the carrier only")
     add("learn", learn, "run a learner only")
     return root
+
+
+def import_options(found: argparse.ArgumentParser) -> None:
+    """Add the options of the import."""
+    found.add_argument(
+        "kind", choices=(*IMPORTS, "waiting"),
+        help="what the rows are; 'waiting' reads the files that the service has taken in",
+    )  # fmt: skip
+    found.add_argument("file", nargs="?", help="a CSV or Parquet file")
+    found.add_argument("--rejects", help="write the refused rows here: line, field, reason")
+    found.add_argument(
+        "--column", action="append", default=[], metavar="NAME=FIELD",
+        help="a column that is called otherwise, such as Kunde=unit; repeat for more",
+    )  # fmt: skip
+    found.add_argument("--decimals", type=int, default=2, help="digits of the currency (2)")
+    found.add_argument("--zone", default="UTC", help="time zone of times without one (UTC)")
+    found.add_argument("--encoding", default="utf-8", help="of CSV: utf-8, cp1252, latin-1, utf-16")
+    found.add_argument("--again", action="store_true", help="read a file that was imported before")
 
 
 def demo_options(found: argparse.ArgumentParser) -> None:

@@ -49,6 +49,9 @@ STATES = ("draft", "scheduled", "running", "paused", "ended")
 ROLES = ("marketer", "analyst", "developer", "admin")
 SCOPES = ("decide", "reward", "manage", "read")
 OUTCOMES = ("exposed", "clicked", "purchased", "returned")
+DEEDS = ("view", "click", "cart", "purchase", "review", "return")
+IMPORTS = ("customers", "products", "interactions", "transactions")
+IMPORT_STATES = ("waiting", "reading", "done", "failed", "undone")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -170,13 +173,19 @@ class Product(Base):
     category: Mapped[Name | None]
     name: Mapped[Name | None]
     price_minor: Mapped[Big | None]
+    unit_cost_minor: Mapped[Big | None]
+    stock: Mapped[Big | None]
 
 
 class Transaction(Base):
     """One line of a till receipt; ``id`` is the import's own line key, so a repeat adds nothing."""
 
     __tablename__ = "transactions"
-    __table_args__ = (Index("transactions_unit", "unit"),)
+    __table_args__ = (
+        Index("transactions_unit", "unit"),
+        # Rows of one import lie together, so a few pages' bounds find them.
+        Index("transactions_import", "import_id", postgresql_using="brin"),
+    )
 
     id: Mapped[Name] = mapped_column(primary_key=True)
     unit: Mapped[bytes] = mapped_column(LargeBinary)
@@ -186,6 +195,77 @@ class Transaction(Base):
     paid_minor: Mapped[Big]
     discount_minor: Mapped[Big]
     bought_at: Mapped[When]
+    import_id: Mapped[int | None] = mapped_column(Integer)
+
+
+class Interaction(Base):
+    """What a customer did with an item besides buying it; ``value`` is a review's score."""
+
+    __tablename__ = "interactions"
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", DEEDS), name="interactions_kind"),
+        Index("interactions_unit", "unit"),
+        Index("interactions_import", "import_id", postgresql_using="brin"),
+    )
+
+    id: Mapped[Name] = mapped_column(primary_key=True)
+    unit: Mapped[bytes] = mapped_column(LargeBinary)
+    product_id: Mapped[Name]
+    kind: Mapped[Name]
+    value: Mapped[float | None] = mapped_column(Double)
+    at: Mapped[When]
+    import_id: Mapped[int | None] = mapped_column(Integer)
+
+
+class Import(Base):
+    """One file's way into the database: how far it has been read, and what was found in it.
+
+    ``rows`` are the rows read so far, in the transaction that stored them: an import that was cut
+    short goes on there. ``attempts`` are the starts since the last rows were stored. The file
+    itself lies on the host that took it, until it has been read.
+    """
+
+    __tablename__ = "imports"
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", IMPORTS), name="imports_kind"),
+        CheckConstraint(_one_of("state", IMPORT_STATES), name="imports_state"),
+        Index("imports_digest", "digest"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    kind: Mapped[Name]
+    name: Mapped[Name]
+    state: Mapped[Name] = mapped_column(server_default=text("'waiting'"))
+    bytes: Mapped[Big]
+    digest: Mapped[Name]
+    settings: Mapped[Document]
+    attempts: Mapped[Small] = mapped_column(server_default=text("0"))
+    progress: Mapped[float] = mapped_column(Double, server_default=text("0"))
+    rows: Mapped[Big] = mapped_column(server_default=text("0"))
+    stored: Mapped[Big] = mapped_column(server_default=text("0"))
+    known: Mapped[Big] = mapped_column(server_default=text("0"))
+    rejected: Mapped[Big] = mapped_column(server_default=text("0"))
+    quality: Mapped[Document] = mapped_column(server_default=text("'{}'"))
+    error: Mapped[Name | None]
+    actor: Mapped[Name]
+    created_at: Mapped[Now]
+    finished_at: Mapped[When | None]
+
+
+class ImportReject(Base):
+    """A row that an import refused, with the field at fault; never with the row's contents.
+
+    A refused row may name a customer in plain, so it stays in the file that it came from.
+    """
+
+    __tablename__ = "import_rejects"
+
+    import_id: Mapped[int] = mapped_column(
+        ForeignKey("imports.id", ondelete="CASCADE"), primary_key=True
+    )
+    line: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    field: Mapped[Name]
+    message: Mapped[Name]
 
 
 class Decision(Base):

@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 from sqlalchemy import Engine, select
 
 from bandits import simulate
-from service import imports, keys, users
+from service import keys, users
 from service.client import Client, Decision, Outcome, RefusedError
 from service.config import Config
 from service.db import transaction
 from service.demo.panel import Panel
 from service.demo.segments import SEGMENTS, unit_of
 from service.demo.world import ARMS, MARGIN_RATE, Fit
+from service.imports import load
 from service.models import User
 
 ACTOR = "demo"
@@ -97,35 +98,35 @@ def import_products(engine: Engine, panel: Panel, report: Report) -> int:
     }
     columns = [panel.products.column(name).to_pylist() for name in panel.products.column_names]
     rows = (
-        imports.ProductRow(str(item), department, category, kind, price.get(item))
+        load.ProductRow(str(item), department, category, kind, price.get(item))
         for item, department, category, kind in zip(*columns, strict=True)
     )
-    return imports.products(engine, rows, total=panel.products.num_rows, report=report)
+    return load.products(engine, rows, total=panel.products.num_rows, report=report)
 
 
 def import_customers(engine: Engine, config: Config, fit: Fit, report: Report) -> int:
     """Import the households' attributes: what Barter's segment rules read."""
     known = fit.known
     rows = ((unit_of(int(id)), known.attributes(row)) for row, id in enumerate(known.id))
-    return imports.customers(engine, config, rows, actor=ACTOR, total=known.id.size, report=report)
+    return load.customers(engine, config, rows, actor=ACTOR, total=known.id.size, report=report)
 
 
 def import_transactions(engine: Engine, config: Config, panel: Panel, report: Report) -> int:
     """Import the receipt lines under the households' pseudonyms."""
     total = panel.lines.num_rows
-    return imports.transactions(engine, config, _receipts(panel), total=total, report=report)
+    return load.transactions(engine, config, _receipts(panel), total=total, report=report)
 
 
-def _receipts(panel: Panel) -> Iterator[imports.TransactionRow]:
+def _receipts(panel: Panel) -> Iterator[load.TransactionRow]:
     names = ("line_id", "household", "product_id", "basket", "quantity", "list_minor", "paid_minor")
-    for batch in panel.lines.to_batches(max_chunksize=imports.CHUNK_ROWS):
+    for batch in panel.lines.to_batches(max_chunksize=load.CHUNK_ROWS):
         columns = [batch.column(name).to_pylist() for name in names]
         # The shop's clock has no time zone; it is taken as UTC.
         when = pc.assume_timezone(batch.column("bought_at").cast(pa.timestamp("us")), "UTC")
         for id, household, product, basket, quantity, value, paid, at in zip(
             *columns, when.to_pylist(), strict=True
         ):
-            yield imports.TransactionRow(
+            yield load.TransactionRow(
                 id, unit_of(household), str(product), str(basket), quantity, paid, value - paid, at
             )
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, func, select
 
-from service import imports
 from service.config import Config
-from service.imports import ProductRow, TransactionRow
+from service.imports import load
+from service.imports.load import ProductRow, TransactionRow
 from service.models import Customer, Product, Transaction
 from service.runtime import pseudonym
 
@@ -17,8 +17,8 @@ NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imports, "CHUNK_ROWS", 100)
-    monkeypatch.setattr(imports, "CUSTOMER_ROWS", 10)
+    monkeypatch.setattr(load, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(load, "CUSTOMER_ROWS", 10)
 
 
 def lines(count: int, *, start: int = 0) -> Iterator[TransactionRow]:
@@ -31,12 +31,12 @@ def test_receipt_lines_are_imported_once_and_under_pseudonyms(
     engine: Engine, config: Config
 ) -> None:
     seen: list[tuple[int, int]] = []
-    took = imports.transactions(
+    took = load.transactions(
         engine, config, lines(250), total=250, report=lambda *now: seen.append(now)
     )
     assert took == 250
     assert seen == [(100, 250), (200, 250), (250, 250)]
-    assert imports.transactions(engine, config, lines(300, start=50)) == 100, "only the new ones"
+    assert load.transactions(engine, config, lines(300, start=50)) == 100, "only the new ones"
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(Transaction)) == 350
         row = connection.execute(
@@ -57,10 +57,10 @@ def test_an_import_that_breaks_off_keeps_whole_chunks_and_can_be_repeated(
         raise OSError("the file ends here")
 
     with pytest.raises(OSError, match="ends here"):
-        imports.transactions(engine, config, broken())
+        load.transactions(engine, config, broken())
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(Transaction)) == 100
-    assert imports.transactions(engine, config, lines(150)) == 50
+    assert load.transactions(engine, config, lines(150)) == 50
 
 
 def test_products_are_added_and_updated(engine: Engine) -> None:
@@ -68,14 +68,14 @@ def test_products_are_added_and_updated(engine: Engine) -> None:
         ProductRow("a", "GROCERY", "TEA", None, 199),
         ProductRow("b", None, None, "Ümlaut", None),
     ]
-    assert imports.products(engine, first) == 2
-    assert imports.products(engine, first) == 0, "nothing has changed"
-    assert imports.products(engine, [first[0]._replace(price_minor=249), first[1]]) == 1
+    assert load.products(engine, first) == 2
+    assert load.products(engine, first) == 0, "nothing has changed"
+    assert load.products(engine, [first[0]._replace(price_minor=249), first[1]]) == 1
     with engine.connect() as connection:
         rows = connection.execute(select(Product.__table__).order_by(Product.id)).all()
     assert [tuple(row) for row in rows] == [
-        ("a", "GROCERY", "TEA", None, 249),
-        ("b", None, None, "Ümlaut", None),
+        ("a", "GROCERY", "TEA", None, 249, None, None),
+        ("b", None, None, "Ümlaut", None, None, None),
     ]
 
 
@@ -83,13 +83,13 @@ def test_customers_get_their_latest_attributes(engine: Engine, config: Config) -
     rows = [(f"unit-{n}", {"spend_minor": n}) for n in range(25)]
     seen: list[tuple[int, int]] = []
     assert (
-        imports.customers(
+        load.customers(
             engine, config, rows, actor="test", total=25, report=lambda *now: seen.append(now)
         )
         == 25
     )
     assert seen[-1] == (25, 25)
-    imports.customers(engine, config, [("unit-3", {"spend_minor": 99})], actor="test")
+    load.customers(engine, config, [("unit-3", {"spend_minor": 99})], actor="test")
     with engine.connect() as connection:
         found = {
             bytes(row.unit): row.attributes

@@ -1,0 +1,175 @@
+"""Rows into the database by COPY, repeatable without doubling.
+
+Rows arrive in chunks through a temporary table, and from there only what is new or changed is
+taken over, one transaction per chunk: an import that was cut short is taken up by running it
+again. Customers are known by their keyed pseudonym only; the plain unit is never stored.
+
+Every function on whole iterables takes ``report``, called with (rows so far, rows in all) after
+each chunk.
+"""
+
+import datetime as dt
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+from psycopg import sql
+from sqlalchemy import Connection, Engine, func, select
+
+from service import customers as stored
+from service.config import Config
+from service.db import transaction
+from service.imports import kinds
+from service.runtime import pseudonym
+
+CHUNK_ROWS = 50_000
+CUSTOMER_ROWS = 1_000
+Report = Callable[[int, int], None]
+Item = TypeVar("Item")
+_ITEM = ("department", "category", "name", "price_minor", "unit_cost_minor", "stock")
+_TOLD = ", ".join(f"coalesce(excluded.{one}, products.{one})" for one in _ITEM)
+_HELD = ", ".join(f"products.{one}" for one in _ITEM)
+_TAKE = {
+    "customers": (
+        "unit",
+        "DO UPDATE SET attributes = customers.attributes || excluded.attributes,"
+        " updated_at = clock_timestamp() WHERE NOT customers.attributes @> excluded.attributes",
+    ),
+    "products": (
+        "id",
+        f"DO UPDATE SET ({', '.join(_ITEM)}) = ({_TOLD})"
+        f" WHERE ({_HELD}) IS DISTINCT FROM ({_TOLD})",
+    ),
+    "interactions": ("id", "DO NOTHING"),
+    "transactions": ("id", "DO NOTHING"),
+}
+"""The key of each kind, and what happens to a row that is there: what is told wins, gaps do not."""
+
+
+class ProductRow(NamedTuple):
+    """One item of the catalogue; amounts are minor units, ``stock`` is pieces."""
+
+    id: str
+    department: str | None
+    category: str | None
+    name: str | None
+    price_minor: int | None
+    unit_cost_minor: int | None = None
+    stock: int | None = None
+
+
+class TransactionRow(NamedTuple):
+    """One line of a till receipt.
+
+    ``id`` is the line's own key, unique for good. ``paid_minor`` and ``discount_minor`` are minor
+    units and add up to the list value; ``bought_at`` has a time zone.
+    """
+
+    id: str
+    unit: str
+    product_id: str
+    basket: str
+    quantity: int
+    paid_minor: int
+    discount_minor: int
+    bought_at: dt.datetime
+
+
+def silent(done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+def products(
+    engine: Engine, rows: Iterable[ProductRow], *, total: int = 0, report: Report = silent
+) -> int:
+    """Add or update items; return how many were new or changed."""
+    return _all(engine, "products", rows, total=total, report=report)
+
+
+def transactions(
+    engine: Engine,
+    config: Config,
+    rows: Iterable[TransactionRow],
+    *,
+    total: int = 0,
+    report: Report = silent,
+) -> int:
+    """Add receipt lines under their units' pseudonyms; return how many were new."""
+    key = config.key("unit")
+    # A receipt has many lines of one unit, one after the other.
+    known = lru_cache(maxsize=65_536)(lambda unit: pseudonym(key, unit))
+    hidden = ((row[0], known(row[1]), *row[2:], None) for row in rows)
+    return _all(engine, "transactions", hidden, total=total, report=report)
+
+
+def customers(
+    engine: Engine,
+    config: Config,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    actor: str,
+    total: int = 0,
+    report: Report = silent,
+) -> int:
+    """Replace the attributes of units, given as (unit, attributes); return how many."""
+    key = config.key("unit")
+    done = 0
+    for chunk in chunks(rows, CUSTOMER_ROWS):
+        hidden = [(pseudonym(key, unit), attributes) for unit, attributes in chunk]
+        with transaction(engine) as session:
+            stored.upsert(session, hidden, actor=actor)
+        done += len(chunk)
+        report(done, max(total, done))
+    return done
+
+
+def _all(
+    engine: Engine, kind: str, rows: Iterable[Sequence[Any]], *, total: int, report: Report
+) -> int:
+    """Copy rows, a transaction per chunk; return how many of them were taken."""
+    done = taken = 0
+    for chunk in chunks(rows, CHUNK_ROWS):
+        with engine.begin() as connection:
+            taken += take(connection, kind, chunk)
+        done += len(chunk)
+        report(done, max(total, done))
+    return taken
+
+
+def take(connection: Connection, kind: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Copy one chunk of a kind's rows, as `kinds.maker` makes them; return how many were news.
+
+    Of rows with the same key the last one counts.
+    """
+    names = sql.SQL(", ").join(map(sql.Identifier, kinds.kind(kind).columns))
+    target, (key, rule) = sql.Identifier(kind), _TAKE[kind]
+    raw: Any = connection.connection.driver_connection
+    cursor = raw.cursor()
+    cursor.execute("DROP TABLE IF EXISTS staging")
+    cursor.execute(
+        sql.SQL(
+            "CREATE TEMPORARY TABLE staging ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
+        ).format(names, target)
+    )
+    with cursor.copy(sql.SQL("COPY staging ({}) FROM STDIN").format(names)) as stream:
+        for row in rows:
+            stream.write_row(row)
+    # One row per key: an upsert may not touch the same row twice in one statement.
+    cursor.execute(
+        sql.SQL(
+            "INSERT INTO {table} ({names}) SELECT DISTINCT ON ({key}) {names} FROM staging"
+            " ORDER BY {key}, ctid DESC ON CONFLICT ({key}) {rule}"
+        ).format(table=target, names=names, key=sql.Identifier(key), rule=sql.SQL(rule))
+    )
+    news = int(cursor.rowcount)
+    if kind == "customers" and news:
+        connection.execute(select(func.pg_notify("barter", "customers")))
+    return news
+
+
+def chunks(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield rows in lists of at most ``size``."""
+    source = iter(rows)
+    while chunk := list(itertools.islice(source, size)):
+        yield chunk
