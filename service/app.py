@@ -17,14 +17,14 @@ from service import db, embedded, logs
 from service.config import Config
 from service.errors import BarterError, Unavailable, phrase
 from service.runtime import Runtime
-from service.views import api, console, manage, ops
+from service.views import api, console, imports, manage, ops
 from service.views.contract import MAX_BODY_BYTES, PROBLEM, observe
 from service.views.openapi import document
 
 DATABASE_WAIT_SECONDS = 2
 STATEMENT_SECONDS = 20.0
 SLOW_SECONDS = 1.0
-APIS = (api.api, *manage.APIS, ops.api)
+APIS = (api.api, *manage.APIS, imports.api, ops.api)
 MACHINE_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"

@@ -744,8 +744,9 @@ class CampaignDefinition(Document):
     def prior_options(self, policy: str) -> dict[str, Any]:
         """Return what the definition itself says about a policy's prior.
 
-        The profit of a sale at a typical basket, and the depths of the offers; or the spread of
-        rewards if one visitor in ten bought such a basket: basket times the root of 0.1 x 0.9.
+        The profit of a sale at a typical basket, and the depths of the offers (the arms' own, where
+        a policy has one per arm, as those have whose arms may share what they learn); or the spread
+        of rewards if one visitor in ten bought such a basket: basket times the root of 0.1 x 0.9.
         """
         basket = self.basket_minor
         if policy == "thompson_profit":
@@ -760,4 +761,7 @@ class CampaignDefinition(Document):
         if policy == "thompson_gaussian":
             earned = basket * (self.margin_rate if self.objective == "profit" else 1.0)
             return {"sd": max(1.0, 0.3 * earned)}
+        kinds = {option.name: option.kind for option in policies.describe(policy).options}
+        if kinds.get("depth") == "per_arm":
+            return {"depth": [arm.offer.discount_minor(basket) / basket for arm in self.arms]}
         return {}

@@ -6,7 +6,6 @@ import resource
 import sys
 import threading
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,8 +14,7 @@ from sqlalchemy import Engine
 from service.config import Config
 from service.db import transaction
 from service.errors import BarterError, Invalid
-from service.imports import files, jobs, kinds
-from service.imports.kinds import Settings
+from service.imports import jobs, kinds
 from service.imports.quality import Quality, findings
 from service.models import Import
 
@@ -60,25 +58,6 @@ def _let_go(stop: threading.Event) -> None:
         raise _Stopped()
 
 
-def settings_of(columns: list[str], *, decimals: int, zone: str, encoding: str) -> Settings:
-    """Return settings out of what people type; raises Invalid with what is wrong."""
-    pairs = {}
-    for pair in columns:
-        name, found, field = pair.partition("=")
-        if not (name and found and field):
-            raise Invalid(f"--column {pair}: write it as NAME=FIELD, such as Kunde=unit")
-        pairs[name.strip()] = field.strip()
-    if not 0 <= decimals <= 4:
-        raise Invalid("--decimals: from 0 to 4; most currencies have 2")
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise Invalid(f"--zone {zone}: name a zone such as Europe/Berlin") from None
-    if encoding not in files.ENCODINGS:
-        raise Invalid(f"--encoding: one of {', '.join(files.ENCODINGS)}")
-    return Settings(decimals=decimals, zone=zone, columns=pairs, encoding=encoding)
-
-
 def _one(
     engine: Engine,
     config: Config,
@@ -86,7 +65,7 @@ def _one(
     path: Path,
     stop: threading.Event,
 ) -> int:
-    settings = settings_of(
+    settings = kinds.settings_of(
         arguments.column, decimals=arguments.decimals, zone=arguments.zone,
         encoding=arguments.encoding,
     )  # fmt: skip

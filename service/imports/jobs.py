@@ -346,7 +346,7 @@ def listing(session: Session, *, before: int | None, limit: int) -> list[Import]
     """Return imports, newest first."""
     query = select(Import).order_by(Import.id.desc()).limit(limit)
     if before is not None:
-        query = query.where(Import.id <= before)
+        query = query.where(Import.id < before)
     return list(session.scalars(query))
 
 

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 
+from service.errors import FieldError, Invalid
+from service.imports.files import ENCODINGS
 from service.imports.values import (
     Reader,
     Unreadable,
@@ -29,6 +32,7 @@ from service.imports.values import (
 )
 from service.models import DEEDS
 from service.runtime import pseudonym
+from service.validation import printable
 
 KindName = Literal["customers", "products", "interactions", "transactions"]
 KINDS: tuple[KindName, ...] = ("customers", "products", "interactions", "transactions")
@@ -51,6 +55,33 @@ class Settings:
     zone: str = "UTC"
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"
+
+
+def settings_of(columns: Sequence[str], *, decimals: int, zone: str, encoding: str) -> Settings:
+    """Return settings out of what people type, ``columns`` as NAME=FIELD.
+
+    Raises:
+        Invalid: with the setting at fault.
+    """
+    pairs = {}
+    for pair in columns:
+        name, found, field = pair.partition("=")
+        if not (name.strip() and found and field.strip()):
+            raise _wrong("columns", f"{printable(pair)} must be NAME=FIELD, such as Kunde=unit")
+        pairs[name.strip()] = field.strip()
+    if not 0 <= decimals <= 4:
+        raise _wrong("decimals", "must be from 0 to 4; most currencies have 2")
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise _wrong("zone", "must name a time zone such as Europe/Berlin") from None
+    if encoding not in ENCODINGS:
+        raise _wrong("encoding", f"must be one of {', '.join(ENCODINGS)}")
+    return Settings(decimals=decimals, zone=zone, columns=pairs, encoding=encoding)
+
+
+def _wrong(field: str, message: str) -> Invalid:
+    return Invalid(f"{field} {message}", errors=[FieldError(field, message)])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ OpenAPI document, so the two cannot drift apart.
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import UnionType
@@ -47,6 +47,7 @@ Scope = Literal["decide", "reward", "read", "manage"]
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 View = TypeVar("View", bound=Callable[..., Any])
 MAX_BODY_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 30
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 
@@ -76,6 +77,7 @@ class Operation:
     gives: tuple[str, ...]
     media: Mapping[str, Any]
     examples: Mapping[str, Any]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,20 @@ class Call:
         """Return a header of the request."""
         return request.headers.get(name)
 
+    def start(self, listing: str, page: Any) -> int | None:
+        """Return the place that a page of a listing starts before; None for the first page."""
+        if page.cursor is None:
+            return None
+        return security.read_cursor(self._cursor_key, listing, page.cursor)
+
+    def next(self, listing: str, page: Any, places: Sequence[int]) -> str | None:
+        """Return the cursor of the next page; one place more than the limit shows there is one."""
+        if len(places) <= page.limit:
+            return None
+        return security.sign_cursor(self._cursor_key, listing, places[page.limit - 1])
+
     @property
-    def cursor_key(self) -> bytes:
-        """The key that cursors are signed with."""
+    def _cursor_key(self) -> bytes:
         return self.runtime.config.key("cursor")
 
 
@@ -129,6 +142,7 @@ class Api:
         gives: tuple[str, ...] = (),
         media: Mapping[str, Any] | None = None,
         examples: Mapping[str, Any] | None = None,
+        files: tuple[str, ...] = (),
         hot: bool = False,
         name: str | None = None,
         doc: str | None = None,
@@ -138,7 +152,9 @@ class Api:
         A ``scope`` of ``None`` leaves the route open to everyone. ``fails`` are statuses besides
         those that follow from the rest (see `service.views.openapi`); ``takes`` and ``gives`` are
         headers of request and reply; ``media`` are other content types of the reply with their
-        schemas. A ``hot`` route looks its caller's key up in memory and asks nothing of Postgres.
+        schemas. ``files`` are the content types of a route that takes a file as its body, which it
+        reads itself. A ``hot`` route looks its caller's key up in memory and asks nothing of
+        Postgres.
         """
 
         def declare(view: View) -> View:
@@ -162,6 +178,7 @@ class Api:
                 gives=gives,
                 media=media or {},
                 examples=examples or {},
+                files=files,
             )
             self.operations.append(operation)
             self.blueprint.add_url_rule(
@@ -194,6 +211,10 @@ def _bound(
             places["query"] = query
         if operation.bodies:
             places["body"] = _body(operation.bodies)
+        if operation.files:
+            if request.mimetype not in operation.files:
+                raise UnsupportedMedia(f"Send the file as one of {', '.join(operation.files)}.")
+            request.max_content_length = MAX_FILE_BYTES
         made = view(call, **places)
         return _response(operation, made)
 

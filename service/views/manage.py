@@ -19,7 +19,6 @@ from service.errors import PreconditionFailed, PreconditionRequired
 from service.history import Filters
 from service.replay import Irreproducible, replay
 from service.reports import Report, campaign_report
-from service.security import read_cursor, sign_cursor
 from service.views import examples
 from service.views.contract import Api, Call, Reply
 from service.views.shapes import (
@@ -76,11 +75,11 @@ def list_campaigns(call: Call, query: Page) -> CampaignList:
     """
     with call.transaction() as session:
         found = history.campaigns(
-            session, before=_before(call, "campaigns", query), limit=query.limit + 1
+            session, before=call.start("campaigns", query), limit=query.limit + 1
         )
         return CampaignList(
             campaigns=tuple(CampaignReply.of(one) for one in found[: query.limit]),
-            next=_next(call, "campaigns", query, [one.id for one in found]),
+            next=call.next("campaigns", query, [one.id for one in found]),
         )
 
 
@@ -202,12 +201,12 @@ def list_revisions(call: Call, key: str, query: Page) -> RevisionList:
         found = history.revisions(
             session,
             campaigns.get(session, key),
-            before=_before(call, listing, query),
+            before=call.start(listing, query),
             limit=query.limit + 1,
         )
         return RevisionList(
             revisions=tuple(RevisionReply.of(one) for one in found[: query.limit]),
-            next=_next(call, listing, query, [one.revision for one in found]),
+            next=call.next(listing, query, [one.revision for one in found]),
         )
 
 
@@ -222,12 +221,12 @@ def list_snapshots(call: Call, key: str, query: Page) -> SnapshotList:
         found = history.snapshots(
             session,
             campaigns.get(session, key),
-            before=_before(call, listing, query),
+            before=call.start(listing, query),
             limit=query.limit + 1,
         )
         return SnapshotList(
             snapshots=tuple(SnapshotReply.of(one) for one in found[: query.limit]),
-            next=_next(call, listing, query, [one.version for one in found]),
+            next=call.next(listing, query, [one.version for one in found]),
         )
 
 
@@ -288,11 +287,11 @@ def list_decisions(call: Call, key: str, query: DecisionsPage) -> DecisionLog:
     with call.transaction() as session:
         campaign = campaigns.get(session, key)
         found = history.decisions(
-            session, campaign, filters, before=_before(call, listing, query), limit=query.limit + 1
+            session, campaign, filters, before=call.start(listing, query), limit=query.limit + 1
         )
         lines = _lines(session, campaign, found[: query.limit])
         return DecisionLog(
-            decisions=lines, next=_next(call, listing, query, [one.position for one in found])
+            decisions=lines, next=call.next(listing, query, [one.position for one in found])
         )
 
 
@@ -424,12 +423,12 @@ def list_audit(call: Call, query: AuditPage) -> AuditLog:
             session,
             subject=query.subject,
             actor=query.actor,
-            before=_before(call, listing, query),
+            before=call.start(listing, query),
             limit=query.limit + 1,
         )
         return AuditLog(
             entries=tuple(AuditReply.of(one) for one in found[: query.limit]),
-            next=_next(call, listing, query, [one.id for one in found]),
+            next=call.next(listing, query, [one.id for one in found]),
         )
 
 
@@ -453,17 +452,6 @@ def _if_match(call: Call, *, required: bool) -> int | None:
     if found is None:
         raise PreconditionFailed('If-Match must be the ETag that you read, such as "3".')
     return int(found.group(1))
-
-
-def _before(call: Call, listing: str, page: Page) -> int | None:
-    return None if page.cursor is None else read_cursor(call.cursor_key, listing, page.cursor)
-
-
-def _next(call: Call, listing: str, page: Page, places: Sequence[int]) -> str | None:
-    """Return the cursor of the next page; one place more than the limit shows there is one."""
-    if len(places) <= page.limit:
-        return None
-    return sign_cursor(call.cursor_key, listing, places[page.limit - 1])
 
 
 def _wants_csv(query: ReportFormat) -> bool:

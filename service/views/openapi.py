@@ -62,6 +62,7 @@ TAGS = {
     "Campaigns": "Experiments: what may be given, to whom, and for what goal.",
     "Decision log": "What was chosen, with what probability, and why.",
     "Customers": "Stored attributes that segment rules and features read.",
+    "Data": "Customers, products, what customers did and bought: by file or in lists.",
     "Access": "API keys, console users, the audit log.",
     "Operations": "For load balancers and monitoring.",
 }
@@ -72,6 +73,10 @@ PLACES: dict[str, tuple[Schema, str]] = {
         "The eight characters after `bk_live_`.",
     ),
     "user_id": ({"type": "integer", "minimum": 1, "maximum": 2**31 - 1}, "The user's number."),
+    "import_id": (
+        {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "The `id` of the import.",
+    ),
     "decision_id": ({"type": "string", "format": "uuid"}, "The `decision_id` of the reply."),
 }
 REQUEST_HEADERS: dict[str, tuple[bool, Schema, str]] = {
@@ -88,7 +93,7 @@ REQUEST_HEADERS: dict[str, tuple[bool, Schema, str]] = {
 }
 REPLY_HEADERS: dict[str, tuple[Schema, str]] = {
     "ETag": ({"type": "string"}, "The revision, in quotes: send it as If-Match."),
-    "Location": ({"type": "string"}, "Where the new campaign is."),
+    "Location": ({"type": "string"}, "Where the new thing is."),
     "X-Request-Id": ({"type": "string"}, "Identifies the request in the service's log."),
     "Retry-After": ({"type": "string"}, "Seconds to wait before trying again."),
     "WWW-Authenticate": ({"type": "string"}, "How to authenticate."),
@@ -156,7 +161,7 @@ def statuses(operation: Operation) -> list[int]:
     found = {422, 500, *operation.fails}
     if operation.scope is not None:
         found |= {401, 403, 503}
-    if operation.bodies:
+    if operation.bodies or operation.files:
         found |= {400, 413, 415}
     return sorted(found)
 
@@ -193,6 +198,9 @@ def _operation(operation: Operation, schemas: dict[Any, Schema]) -> Schema:
         if operation.examples:
             content["examples"] = dict(operation.examples)
         made["requestBody"] = {"required": True, "content": {JSON: content}}
+    if operation.files:
+        binary: Schema = {"schema": {"type": "string", "format": "binary"}}
+        made["requestBody"] = {"required": True, "content": dict.fromkeys(operation.files, binary)}
     return made
 
 

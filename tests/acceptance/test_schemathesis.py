@@ -65,11 +65,15 @@ def existing(web: Web) -> dict[str, Any]:
     web.loop.carry()
     key = web.call("POST", "/v1/keys", json=examples.KEY["checkout"]["value"]).get_json()
     user = web.call("GET", "/v1/users").get_json()["users"][0]
+    imported = web.call(
+        "POST", "/v1/imports?kind=products", data=b"id,price\na,1.00\n", content_type="text/csv"
+    ).get_json()
     return {
         "key": "spring-sale",
         "decision_id": made["decision_id"],
         "public_id": key["id"],
         "user_id": user["id"],
+        "import_id": imported["id"],
     }
 
 

@@ -16,6 +16,7 @@ EXAMPLES = {
     "key": "spring",
     "public_id": "abcdefgh",
     "user_id": 1,
+    "import_id": 1,
     "decision_id": "00000001-7c4b-8f1a-9a53-52b1a5b5d0c4",
 }
 
