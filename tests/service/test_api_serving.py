@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine
 
+from bandits import policies
+from bandits.features import ONE
+from bandits.types import Contexts
 from service.config import Config
 from service.spool import DECISION
+from tests.loop import DEFINITION
 from tests.web import Web, fields, problem, serving
 
 
@@ -40,6 +45,56 @@ def test_one_unit_gets_an_arm_with_its_propensity(web: Web) -> None:
     assert 0 < made["propensity"] < 1
     assert made["offer"]["kind"] in ("none", "percentage")
     assert made["expires_at"].endswith("Z")
+
+
+def test_arms_share_what_they_learn_by_the_depth_of_their_offers(web: Web) -> None:
+    """Nobody has to say how deep the offers are, and what is said wins."""
+    member = {"kind": "boolean", "key": "member", "name": "Member"}
+    plan = DEFINITION | {"segments": [], "features": [member], "floor": 0.0, "objective": "revenue"}
+    depths = {"by-offer": [0.0, 0.1, 0.2], "by-hand": [0.2, 0.0, 0.1]}
+    for key, depth in depths.items():
+        options = {"sharing": "shared"} | ({"depth": depth} if key == "by-hand" else {})
+        policy = {"name": "linear_thompson", "options": options}
+        made = web.call("POST", "/v1/campaigns", json=plan | {"key": key, "policy": policy})
+        assert made.status_code == 201, made.json
+        assert web.call("POST", f"/v1/campaigns/{key}/launch").status_code == 200
+    web.loop.carry()
+    for key, depth in depths.items():
+        asked = [
+            {"campaign": key, "unit": f"u{n}", "attributes": {"member": n % 2 == 0}}
+            for n in range(90)
+        ]
+        served = decide(web, {"decisions": asked}).get_json()["decisions"]
+        bought = [
+            {"event_id": f"{key}-{n}", "decision_id": one["decision_id"], "kind": "purchased",
+             "revenue_minor": 3000}
+            for n, one in enumerate(served) if n % (3 if one["arm"] == "ten" else 4) == 0
+        ]  # fmt: skip
+        assert report(web, {"outcomes": bought}).status_code == 202
+        web.loop.carry()
+        live = web.loop.runtime.catalogue.campaign(key)
+        assert live is not None
+        web.loop.learn(live.id)
+        web.loop.carry()
+        (last,) = decide(web, {"decisions": [asked[0] | {"unit": "last"}]}).get_json()["decisions"]
+        web.loop.carry()
+        live = web.loop.runtime.catalogue.campaign(key)
+        assert live is not None
+        p, other = (_linear(live.learnt, one) for one in (depth, [0.1, 0.0, 0.25]))
+        assert abs(p - other).max() > 0.01, "the depths matter"
+        assert last["propensity"] == pytest.approx(p[["none", "ten", "twenty"].index(last["arm"])])
+        why = web.call("GET", f"/v1/decisions/{last['decision_id']}", scope="read").get_json()
+        assert [arm["probability"] for arm in why["arms"]] == pytest.approx(p.tolist())
+        assert why["replay"]["same"] is True
+
+
+def _linear(state: Any, depth: list[float]) -> Any:
+    """The simplex of a member by arms that share, told their depths."""
+    policy = policies.make(
+        "linear_thompson", arms=3, segments=1, features=1, sharing="shared", depth=depth
+    )
+    member = Contexts(np.zeros(1, np.int32), np.array([[ONE]]))
+    return policy.probabilities(policy.believe(state), member, np.ones((1, 3), bool))[0]
 
 
 def test_a_list_is_answered_in_its_order(web: Web) -> None:

@@ -137,3 +137,13 @@ def test_a_definition_tells_whether_its_policy_is_retrained() -> None:
         assert definition(features=features, policy=policy).retrains
     for policy in ({"name": "squarecb"}, {"name": "auto"}):
         assert not definition(features=features, policy=policy).retrains
+
+
+def test_arms_that_share_coefficients_are_told_their_offers_depths() -> None:
+    offer = {"kind": "gift", "gift": "Mug", "cost_minor": 60}
+    gift = {"key": "mug", "name": "A mug", "offer": offer}
+    plan = definition(arms=[*DEFINITION["arms"], gift])
+    for name in ("linear_thompson", "linear_ucb"):
+        assert plan.prior_options(name) == {"depth": [0.0, 0.1, 0.2, 0.02]}
+    for name in ("thompson_beta", "neural_linear"):
+        assert plan.prior_options(name) == {}
