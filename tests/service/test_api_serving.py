@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from bandits import policies
 from bandits.features import ONE
-from bandits.types import Contexts
+from bandits.types import Contexts, Policy
 from service.config import Config
 from service.spool import DECISION
 from tests.loop import DEFINITION
@@ -80,21 +80,22 @@ def test_arms_share_what_they_learn_by_the_depth_of_their_offers(web: Web) -> No
         web.loop.carry()
         live = web.loop.runtime.catalogue.campaign(key)
         assert live is not None
-        p, other = (_linear(live.learnt, one) for one in (depth, [0.1, 0.0, 0.25]))
-        assert abs(p - other).max() > 0.01, "the depths matter"
+        model, other = (_linear(one) for one in (depth, [0.1, 0.0, 0.25]))
+        belief = model.believe(live.learnt)
+        assert not np.allclose(belief.mean, other.believe(live.learnt).mean), "depths matter"
+        contexts = Contexts(np.zeros(1, np.int32), np.array([[ONE]]))
+        p = model.probabilities(belief, contexts, np.ones((1, 3), bool))[0]
         assert last["propensity"] == pytest.approx(p[["none", "ten", "twenty"].index(last["arm"])])
         why = web.call("GET", f"/v1/decisions/{last['decision_id']}", scope="read").get_json()
         assert [arm["probability"] for arm in why["arms"]] == pytest.approx(p.tolist())
         assert why["replay"]["same"] is True
 
 
-def _linear(state: Any, depth: list[float]) -> Any:
-    """The simplex of a member by arms that share, told their depths."""
-    policy = policies.make(
+def _linear(depth: list[float]) -> Policy:
+    """Arms that share, told their depths."""
+    return policies.make(
         "linear_thompson", arms=3, segments=1, features=1, sharing="shared", depth=depth
     )
-    member = Contexts(np.zeros(1, np.int32), np.array([[ONE]]))
-    return policy.probabilities(policy.believe(state), member, np.ones((1, 3), bool))[0]
 
 
 def test_a_list_is_answered_in_its_order(web: Web) -> None:
