@@ -17,6 +17,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "contextualbandits": ("contextualbandits==0.3.30", NUMPY),
     "bayesianbandits": ("bayesianbandits==1.5.0", NUMPY),
     "river": ("river==0.26.1", NUMPY),
+    "scikit-learn": ("scikit-learn==1.9.1", "scipy==1.17.1", NUMPY),
 }
 
 
