@@ -56,7 +56,7 @@ def fit(
         each: is called with the iteration's number after each.
     """
     people, things = by_user(events), by_item(events)
-    x, y = _first(events, factors, seed, start)
+    x, y = _first(people, things, factors, seed, start)
     of_people, of_things = (
         blocks(rows, _ridge(rows, confidence, regularization, scaling)) for rows in (people, things)
     )
@@ -75,15 +75,16 @@ def fit(
 
 
 def _first(
-    events: Interactions, factors: int, seed: int, start: Factors | None
+    people: Rows, things: Rows, factors: int, seed: int, start: Factors | None
 ) -> tuple[Array, Array]:
-    if start is not None:
-        return padded(jnp.asarray(start.users)), padded(jnp.asarray(start.items))
-    draw = np.random.default_rng(seed)
-    tables = []
-    for count in (events.users, events.items):
-        table = draw.normal(0.0, 0.1 / np.sqrt(factors), (count, factors)).astype(np.float32)
-        tables.append(padded(jnp.asarray(table)))
+    """Where both sides begin; rows without entries, which no half step touches, at zero."""
+    draw, tables = np.random.default_rng(seed), []
+    given = None if start is None else (start.users, start.items)
+    for side, rows in enumerate((people, things)):
+        shape = (len(rows.degree), factors)
+        table = draw.normal(0.0, 0.1 / np.sqrt(factors), shape) if given is None else given[side]
+        there = (rows.degree > 0)[:, None]
+        tables.append(padded(jnp.asarray((table * there).astype(np.float32))))
     return tables[0], tables[1]
 
 

@@ -84,10 +84,39 @@ class Factors(NamedTuple):
             real(user_bias, len(users)), real(item_bias, len(items)),
             np.asarray(mean, np.float32), np.asarray(kind, np.int32),
             np.asarray(confidence, np.float32),
-            real(users.mean(axis=0)) if len(users) else real(None, k),
-            real(items.mean(axis=0)) if len(items) else real(None, k),
+            real(_mean(users)),
+            real(_mean(items)),
             real(user_prior, k, k), real(item_prior, k, k),
             real(user_step, k, k), real(item_step, k, k), real(centre, k),
+        )  # fmt: skip
+
+    @classmethod
+    def ranking(
+        cls,
+        users: NDArray[Any],
+        items: NDArray[Any],
+        item_bias: NDArray[Any],
+        *,
+        chance: NDArray[Any],
+        curvature: float,
+    ) -> "Factors":
+        """A RANKING model, with what folds newcomers in.
+
+        Args:
+            users: (U, K).
+            items: (I, K).
+            item_bias: (I,).
+            chance: (I,) how often each item is what a chosen one is compared with.
+            curvature: how much of the items' covariance an interaction adds to the equations.
+        """
+        share = chance / chance.sum()
+        centre = share @ items
+        people = _covariance(users, np.full(len(users), 1.0 / max(len(users), 1)), _mean(users))
+        things = _covariance(items, share, centre)
+        return cls.make(
+            users, items, kind=RANKING, item_bias=item_bias, centre=centre,
+            user_prior=np.linalg.inv(people), item_prior=np.linalg.inv(things),
+            user_step=curvature * things, item_step=curvature * people,
         )  # fmt: skip
 
     @classmethod
@@ -95,6 +124,40 @@ class Factors(NamedTuple):
         """A model that says the same to every customer."""
         empty = np.zeros((users, 0), np.float32), np.zeros((len(item_bias), 0), np.float32)
         return cls.make(*empty, kind=RANKING, item_bias=item_bias)
+
+
+def grown(model: Factors, *, users: int, items: int) -> Factors:
+    """The model for more customers and items than it was fitted to: the last one, on new data.
+
+    A new customer is the mean one; a new item scores like the least liked of the known ones.
+    """
+    extra = users - len(model.users), items - len(model.items)
+    if min(extra) < 0:
+        raise ValueError("a model can grow, not shrink")
+    people = np.concatenate([model.users, np.tile(model.user_mean, (extra[0], 1))])
+    things = np.pad(model.items, ((0, extra[1]), (0, 0)))
+    lowest = model.item_bias.min() if len(model.item_bias) else 0.0
+    return model._replace(
+        users=people.astype(np.float32), items=things,
+        user_bias=np.pad(model.user_bias, (0, extra[0])),
+        item_bias=np.pad(model.item_bias, (0, extra[1]), constant_values=lowest),
+    )  # fmt: skip
+
+
+def _mean(rows: NDArray[Any]) -> NDArray[Any]:
+    """(K,) the mean of the rows that say anything: those without events are zero."""
+    told = rows[(rows != 0).any(axis=1)]
+    mean: NDArray[Any] = told.mean(axis=0) if len(told) else np.zeros(rows.shape[1])
+    return mean
+
+
+def _covariance(rows: NDArray[Any], share: NDArray[Any], mean: NDArray[Any]) -> NDArray[Any]:
+    """(K, K) the weighted covariance of ``rows`` (R, K), made a little rounder to be inverted."""
+    away = rows - mean
+    found = (away.T * share) @ away
+    ridge = 1e-3 * (np.trace(found) / max(len(found), 1) + 1e-6)
+    rounder: NDArray[Any] = found + ridge * np.eye(len(found))
+    return rounder
 
 
 def scores(model: Factors, vectors: NDArray[Any]) -> Floats:

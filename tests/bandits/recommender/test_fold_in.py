@@ -1,14 +1,13 @@
 """Newcomers: the solve, how quickly, without JAX, and better than popularity."""
 
+import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from bandits.recommender import als_explicit, als_implicit, factors, fold_in, metrics, popularity
-from bandits.recommender.factors import PREFERENCE, Factors
 from bandits.recommender.interactions import by_item, by_user, chosen
 from tests.bandits.recommender.worlds import GROUPS, dense, tastes
 
@@ -21,6 +20,24 @@ model = popularity.fit(interactions.interactions([0, 1], [1, 1]))
 newcomer = fold_in.customer(model, np.array([0]))
 assert factors.top(model, newcomer.vector, 2).tolist() == [1, 0]
 assert not {"jax", "flax", "optax"} & set(sys.modules)
+"""
+
+#: Among 20,000 items with 64 factors: the vector, and the 20 best items.
+NEWCOMER = """
+import time
+import numpy as np
+from bandits.recommender import factors, fold_in
+items = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+model = factors.Factors.make(
+    np.zeros((1, 64)), items, kind=factors.PREFERENCE, confidence=20.0, user_prior=items.T @ items
+)
+told, spent = np.array([3, 500, 19_000]), []
+for _ in range(20):
+    began = time.perf_counter()
+    newcomer = fold_in.customer(model, told)
+    assert len(factors.top(model, newcomer.vector, 20, seen=told)) == 20
+    spent.append(time.perf_counter() - began)
+assert np.median(spent) < 0.005, spent
 """
 
 
@@ -81,17 +98,6 @@ def test_a_newcomer_of_a_group_is_shown_what_the_group_likes() -> None:
 
 
 def test_a_new_customer_is_served_within_five_milliseconds() -> None:
-    """Among 20,000 items with 64 factors: the vector, and the 20 best items."""
-    draw = np.random.default_rng(0)
-    items = draw.normal(size=(20_000, 64)).astype(np.float32)
-    model = Factors.make(
-        np.zeros((1, 64)), items, kind=PREFERENCE, confidence=20.0, user_prior=items.T @ items
-    )
-    told = np.array([3, 500, 19_000])
-    spent = []
-    for _ in range(20):
-        began = time.process_time()
-        newcomer = fold_in.customer(model, told)
-        assert len(factors.top(model, newcomer.vector, 20, seen=told)) == 20
-        spent.append(time.process_time() - began)
-    assert min(spent) < 0.005
+    """With one thread of BLAS: two that share busy cores wait for each other."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", NEWCOMER], check=True, timeout=60, env=environment)
