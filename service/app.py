@@ -17,14 +17,15 @@ from service import db, embedded, logs
 from service.config import Config
 from service.errors import BarterError, Unavailable, phrase
 from service.runtime import Runtime
-from service.views import api, console, imports, manage, ops
+from service.traits.recommend import Recommender
+from service.views import api, console, imports, manage, ops, recommendations
 from service.views.contract import MAX_BODY_BYTES, PROBLEM, observe
 from service.views.openapi import document
 
 DATABASE_WAIT_SECONDS = 2
 STATEMENT_SECONDS = 20.0
 SLOW_SECONDS = 1.0
-APIS = (api.api, *manage.APIS, imports.api, ops.api)
+APIS = (api.api, *manage.APIS, imports.api, recommendations.api, ops.api)
 MACHINE_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -90,6 +91,7 @@ def create_app(config: Config | None = None, *, runtime: Runtime | None = None) 
         connect_timeout_seconds=DATABASE_WAIT_SECONDS,
         application_name="barter web",
     )
+    app.extensions["barter.recommender"] = Recommender()
     for part in APIS:
         app.register_blueprint(part.blueprint)
     app.register_blueprint(console.blueprint)

@@ -42,6 +42,9 @@ def web(config: Config, _: argparse.Namespace) -> int:
 
     from service.supervisor import PARENT, when_orphaned
 
+    # Workers are as many as there are cores: a second thread for a product of matrices would only
+    # wait for its turn, 16 ms instead of 0.6 for recommendations beside a busy learner.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _share_figures(config)
     if parent := os.environ.get(PARENT):
         when_orphaned(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -105,17 +108,26 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     from service.learner import Learner
     from service.retraining import Retrainer
     from service.supervisor import database_url, follow, until_signalled
+    from service.traits.schedule import Observer
 
     url = database_url(config)
     learner, chooser = Learner(db.engine(url)), Chooser(db.engine(url))
-    retrainer = Retrainer(db.engine(url))
+    retrainer, observer = Retrainer(db.engine(url)), Observer(_patient(url))
     with until_signalled() as stop:
+        threading.Thread(target=observer.run, args=(stop,), name="observer", daemon=True).start()
         threading.Thread(target=chooser.run, args=(stop,), name="chooser", daemon=True).start()
         threading.Thread(target=retrainer.run, args=(stop,), name="retrainer", daemon=True).start()
         follow(url, learner.wake, stop, only="log")
         threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
         learner.run(stop)
     return 0
+
+
+def _patient(url: str) -> Engine:
+    """Return an engine for work that reads whole tables."""
+    from service import db
+
+    return db.engine(url, pool_size=2, statement_timeout_seconds=600.0)
 
 
 def migrate(config: Config, _: argparse.Namespace) -> int:

@@ -153,7 +153,11 @@ class AuditEntry(Base):
 
 
 class Customer(Base):
-    """Stored attributes of one unit, under its keyed pseudonym."""
+    """What is known of one unit, under its keyed pseudonym.
+
+    ``attributes`` is what was told, ``traits`` what was computed from receipts and interactions
+    (`service.traits`) at ``traits_at``; where both name something, what was told counts.
+    """
 
     __tablename__ = "customers"
     __table_args__ = (Index("customers_updated_at", "updated_at"),)
@@ -161,6 +165,25 @@ class Customer(Base):
     unit: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     attributes: Mapped[Document]
     updated_at: Mapped[Now]
+    traits: Mapped[Document] = mapped_column(server_default=text("'{}'"))
+    traits_at: Mapped[When | None]
+
+
+class Model(Base):
+    """One version of a model of the shop: how traits were computed, and what was found.
+
+    ``artefact`` holds its arrays (`bandits.artefact`), ``keys`` what their rows are, ``summary``
+    figures for people.
+    """
+
+    __tablename__ = "models"
+
+    name: Mapped[Name] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    artefact: Mapped[bytes] = mapped_column(LargeBinary)
+    keys: Mapped[list[Any]] = mapped_column(JSONB)
+    summary: Mapped[Document]
+    created_at: Mapped[Now]
 
 
 class Product(Base):

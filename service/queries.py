@@ -400,10 +400,12 @@ def live_keys() -> Query:
 
 
 def customers_since(moment: Any) -> Query:
-    """Return units whose attributes changed at or after a moment, oldest first."""
-    query = select(Customer.unit, Customer.attributes, Customer.updated_at).order_by(
-        Customer.updated_at
-    )
+    """Return what is known of units of which it changed at or after a moment, oldest first.
+
+    What was told (attributes) goes before what was computed (traits).
+    """
+    known = Customer.traits.op("||")(Customer.attributes).label("attributes")
+    query = select(Customer.unit, known, Customer.updated_at).order_by(Customer.updated_at)
     return query if moment is None else query.where(Customer.updated_at >= moment)
 
 

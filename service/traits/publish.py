@@ -1,0 +1,130 @@
+"""One version of models and traits into the database, and the newest recommender out of it."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy.orm import Session
+
+from bandits import artefact
+from bandits.recommender.factors import Factors
+from service.models import Model
+from service.traits.fit import Fitted, Taste, Tastes
+from service.traits.history import Shop
+
+TASTE, DIRECTION = "taste", "direction"
+ROWS = 20_000
+KEPT = 3
+_DIGITS = 5
+
+
+def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
+    """Store the models as the next version and every customer's traits; return the version.
+
+    Traits are stored in pieces, each a transaction; a run that is cut short leaves some customers
+    with the traits of before, until the next one.
+    """
+    version = _store_models(engine, shop, fitted)
+    names, columns = _columns(fitted)
+    for start in range(0, len(shop.units), ROWS):
+        with engine.begin() as connection:
+            _store_traits(connection, shop, names, columns, slice(start, start + ROWS))
+    return version
+
+
+def newest(session: Session, name: str = TASTE) -> Model | None:
+    """Return the newest version of a model, if there is one."""
+    return session.scalars(
+        select(Model).where(Model.name == name).order_by(Model.version.desc()).limit(1)
+    ).first()
+
+
+def newest_version(session: Session) -> int:
+    """Return the number of the newest version, 0 where there is none."""
+    return session.scalar(select(func.max(Model.version)).where(Model.name == TASTE)) or 0
+
+
+def taste_of(session: Session, version: int) -> Taste | None:
+    """Return the recommender of a version, or None where none could be fitted."""
+    parts = [session.get(Model, (name, version)) for name in (TASTE, DIRECTION)]
+    if any(part is None or not part.artefact for part in parts):
+        return None
+    factors, tastes = (part.artefact for part in parts if part is not None)
+    none = np.zeros((0, 0), np.float32)
+    like = Factors.make(none, none, kind=0)
+    return Taste(
+        artefact.from_bytes(factors, like=like),
+        artefact.from_bytes(tastes, like=Tastes(none.ravel(), none)),
+    )
+
+
+def _store_models(engine: Engine, shop: Shop, fitted: Fitted) -> int:
+    taste = fitted.taste
+    with Session(engine) as session, session.begin():
+        version = newest_version(session) + 1
+        parts: dict[str, Any] = {TASTE: taste and taste.factors, DIRECTION: taste and taste.tastes}
+        for name, part in parts.items():
+            own = name == TASTE
+            session.add(
+                Model(
+                    name=name,
+                    version=version,
+                    artefact=b"" if part is None else artefact.to_bytes(part, policy=name),
+                    keys=shop.products.tolist() if own and taste is not None else [],
+                    summary=fitted.summary if own else {},
+                )
+            )
+        session.execute(delete(Model).where(Model.version <= version - KEPT))
+    return version
+
+
+def _columns(fitted: Fitted) -> tuple[list[str], list[list[Any]]]:
+    """Return the names of the traits, and their values as JSON holds them."""
+    names = list(fitted.traits)
+    columns = []
+    for name in names:
+        values = fitted.traits[name]
+        if values.dtype.kind == "f":
+            columns.append([_rounded(value) for value in values.tolist()])
+        else:
+            columns.append(values.tolist())
+    return names, columns
+
+
+def _rounded(value: float) -> float | None:
+    """Return a number to five digits: contexts hold no more, and every decision reads them."""
+    if not math.isfinite(value):
+        return None
+    if value == 0.0:
+        return 0.0
+    return round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
+
+
+def _rows(
+    shop: Shop, names: list[str], columns: list[list[Any]], piece: slice
+) -> Iterator[tuple[bytes, str]]:
+    units = shop.units[piece].tolist()
+    for unit, *values in zip(units, *(column[piece] for column in columns), strict=True):
+        held = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        yield bytes.fromhex(unit), orjson.dumps(held).decode()
+
+
+def _store_traits(
+    connection: Connection, shop: Shop, names: list[str], columns: list[list[Any]], piece: slice
+) -> None:
+    raw: Any = connection.connection.driver_connection
+    cursor = raw.cursor()
+    cursor.execute("CREATE TEMPORARY TABLE fresh (unit bytea, traits jsonb) ON COMMIT DROP")
+    with cursor.copy("COPY fresh (unit, traits) FROM STDIN") as stream:
+        for row in _rows(shop, names, columns, piece):
+            stream.write_row(row)
+    cursor.execute(
+        "INSERT INTO customers (unit, attributes, traits, traits_at)"
+        " SELECT unit, '{}', traits, clock_timestamp() FROM fresh ORDER BY unit"
+        " ON CONFLICT (unit) DO UPDATE SET traits = excluded.traits,"
+        " traits_at = excluded.traits_at, updated_at = clock_timestamp()"
+    )
+    connection.execute(select(func.pg_notify("barter", "customers")))

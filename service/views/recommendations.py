@@ -1,0 +1,80 @@
+"""The API of the recommender: products for a customer, newcomers included."""
+
+from typing import Annotated
+
+from flask import current_app
+from pydantic import Field
+
+from service.definition import Document, Short
+from service.models import Product
+from service.traits.recommend import Recommender, named
+from service.views.contract import Api, Call
+
+api = Api("recommendations", tag="Data")
+
+
+class RecommendationQuery(Document):
+    """For whom, and how many."""
+
+    unit: Short = Field(description="The customer, in plain.")
+    count: Annotated[int, Field(ge=1, le=100, description="How many products.")] = 10
+    bought: bool = Field(False, description="Also what the customer has bought or seen before.")
+
+
+class RecommendedProduct(Document):
+    """One product, with what the catalogue says of it."""
+
+    product_id: str
+    score: float = Field(description="Only its order among the others means something.")
+    name: str | None
+    category: str | None
+    price_minor: int | None
+    stock: int | None
+
+
+class RecommendationReply(Document):
+    """Products for a customer, best first."""
+
+    version: int = Field(description="Of the recommender; 0 until there is one.")
+    events: int = Field(
+        description="Purchases and interactions that it goes by; with 0 it goes by everybody's."
+    )
+    products: tuple[RecommendedProduct, ...]
+    tastes: dict[str, float] = Field(
+        description="Where the customer stands in the directions that tastes differ in: what"
+        " features named taste_1 and so on hold."
+    )
+
+
+@api.route("GET", "/v1/recommendations", scope="decide", reply=RecommendationReply)
+def get_recommendations(call: Call, query: RecommendationQuery) -> RecommendationReply:
+    """Ask which products a customer may want next.
+
+    Goes by all that the customer has bought and done until now, this very moment included: a new
+    customer's third click counts at once. Until the recommender has been fitted for the first time
+    (a thousand rows of receipts or interactions), the list is empty.
+    """
+    unit = call.runtime.pseudonym(query.unit)
+    with call.transaction() as session:
+        found = _recommender().for_unit(session, unit, query.count, bought=query.bought)
+        known = named(session, found)
+    products = tuple(_product(key, score, known.get(key)) for key, score in found.products)
+    return RecommendationReply(
+        version=found.version, events=found.events, products=products, tastes=found.tastes
+    )
+
+
+def _product(key: str, score: float, held: Product | None) -> RecommendedProduct:
+    return RecommendedProduct(
+        product_id=key,
+        score=score,
+        name=None if held is None else held.name,
+        category=None if held is None else held.category,
+        price_minor=None if held is None else held.price_minor,
+        stock=None if held is None else held.stock,
+    )
+
+
+def _recommender() -> Recommender:
+    found: Recommender = current_app.extensions["barter.recommender"]
+    return found

@@ -1,0 +1,259 @@
+"""Traits: computed from receipts and interactions, published, read by decisions; and newcomers."""
+
+import datetime as dt
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sqlalchemy import Engine, select
+
+from bandits.customers import clv
+from service import db
+from service.config import Config
+from service.imports import load
+from service.models import Customer, Model
+from service.runtime import pseudonym
+from service.spool import Spool
+from service.traits import history, publish, schedule
+from service.traits.fit import TASTES, TRAITS, events, fit
+from service.traits.recommend import Recommender
+from tests.web import Web, fields, serving
+
+DAY0 = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
+HALVES = 20
+
+
+def receipts(customers: int = 240, *, start: int = 0) -> Iterator[load.TransactionRow]:
+    """Two kinds of customers, each buying from a half of the products, some for long, some not."""
+    rng = np.random.default_rng(start)
+    for customer in range(start, start + customers):
+        half = customer % 2
+        for visit in range(1 + int(rng.geometric(0.25))):
+            at = DAY0 + dt.timedelta(days=int(rng.integers(0, 100)))
+            for line in range(4):
+                item = f"p{half * HALVES + int(rng.integers(HALVES))}"
+                paid = int(rng.integers(100, 900))
+                key, basket = f"{customer}-{visit}-{line}", f"b{customer}-{visit}"
+                yield load.TransactionRow(
+                    key, f"u{customer}", item, basket, 1, paid, paid // 10, at
+                )
+
+
+@pytest.fixture
+def shop(engine: Engine, config: Config) -> Engine:
+    load.transactions(engine, config, receipts())
+    return engine
+
+
+def stored(engine: Engine, config: Config, unit: str) -> dict[str, float]:
+    with db.transaction(engine) as session:
+        found = session.get_one(Customer, pseudonym(config.key("unit"), unit))
+        return dict(found.traits)
+
+
+def test_traits_are_what_the_receipts_say(shop: Engine, config: Config) -> None:
+    assert schedule.refresh(shop) == 1
+    rows = [row for row in receipts() if row.unit == "u3"]
+    days = sorted({row.bought_at.date() for row in rows})
+    newest = max(row.bought_at for row in receipts()).date()
+    found = stored(shop, config, "u3")
+    assert set(found) <= set(TRAITS)
+    assert found["orders"] == len(days)
+    assert found["recency_days"] == (newest - days[-1]).days
+    paid = sum(row.paid_minor for row in rows)
+    assert found["spend_minor"] == pytest.approx(paid, rel=1e-4)
+    assert found["basket_minor"] == pytest.approx(paid / len(days), rel=1e-4)
+    assert found["discount_share"] == pytest.approx(1 / 11, rel=0.01)
+    assert 0 <= found["alive"] <= 1
+
+    lines = history.read(shop).receipts
+    until = int(lines.day.max())
+    _, every = clv.history(lines.unit, lines.day, lines.paid, until=until, unit=7.0)
+    buying = clv.fit_buying(every)
+    with db.transaction(shop) as session:
+        summary = publish.newest(session)
+        assert summary is not None
+        assert summary.summary["lifetime"]["buying"]["r"] == pytest.approx(buying.estimate[0])
+        assert summary.summary["failed"] == {}
+
+
+def test_tastes_tell_the_two_kinds_of_customers_apart_and_stay_where_they_are(
+    shop: Engine, config: Config
+) -> None:
+    schedule.refresh(shop)
+    names = [f"taste_{place + 1}" for place in range(TASTES)]
+
+    def all_tastes() -> NDArray[np.float64]:
+        return np.array(
+            [[stored(shop, config, f"u{n}")[name] for name in names] for n in range(40)]
+        )
+
+    first = all_tastes()
+    apart = np.abs(first[::2].mean(axis=0) - first[1::2].mean(axis=0))
+    assert apart.max() > 1.5, "one direction parts them, in standard deviations"
+    load.transactions(shop, config, receipts(60, start=240))
+    assert schedule.refresh(shop) == 2
+    again = all_tastes()
+    parting = int(apart.argmax())
+    moved = np.abs(again - first)[:, parting].mean()
+    assert moved < 0.3 * apart[parting], "a feature keeps its meaning from refit to refit"
+    with db.transaction(shop) as session:
+        model = publish.newest(session)
+        assert model is not None
+        assert 0 < model.summary["moved"] < 1
+
+
+def test_what_was_told_goes_before_what_was_computed(shop: Engine, config: Config) -> None:
+    load.customers(shop, config, [("u3", {"orders": 99, "age": 40})], actor="test")
+    schedule.refresh(shop)
+    unit = pseudonym(config.key("unit"), "u3")
+    with db.transaction(shop) as session:
+        assert session.get_one(Customer, unit).attributes == {"orders": 99, "age": 40}
+    with serving(config, shop) as web:
+        web.loop.carry()
+        known = web.loop.runtime.spool.attributes(unit)
+    assert known is not None
+    text = known.decode()
+    assert '"orders":99' in text
+    assert '"age":40' in text
+    assert '"recency_days"' in text
+
+
+def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config: Config) -> None:
+    rows = [row for row in receipts(6) if row.id.split("-")[1] == "0"]
+    load.transactions(engine, config, rows)
+    schedule.refresh(engine)
+    assert stored(engine, config, "u0")["orders"] == 1
+    with db.transaction(engine) as session:
+        model = publish.newest(session)
+        assert model is not None
+        assert set(model.summary["failed"]) == {"lifetime", "taste"}
+        assert "100 needed" in model.summary["failed"]["taste"]
+
+
+def test_a_refit_is_due_when_enough_has_come_in(shop: Engine, config: Config) -> None:
+    def due(days: float = 0.0) -> bool:
+        with db.transaction(shop) as session:
+            return schedule.due(session, now=dt.datetime.now(dt.UTC) + dt.timedelta(days=days))
+
+    def wait_for(rows: int) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with db.transaction(shop) as session:
+                if schedule.arrived(session) >= rows:
+                    return
+            time.sleep(0.1)
+        raise AssertionError("the database has not counted the rows")
+
+    size = sum(1 for _ in receipts())
+    wait_for(size)
+    assert due()
+    schedule.refresh(shop)
+    assert not due()
+    assert not due(2.0), "nothing has come in since"
+    load.transactions(shop, config, receipts(5, start=240))
+    wait_for(size + 1)
+    assert not due()
+    assert due(2.0), "a day later a little is enough"
+
+
+def test_only_the_last_versions_are_kept(shop: Engine) -> None:
+    found = history.read(shop)
+    fitted = fit(found)
+    for _ in range(5):
+        publish.publish(shop, found, fitted)
+    with db.transaction(shop) as session:
+        versions = set(session.scalars(select(Model.version)))
+    assert versions == {3, 4, 5}
+
+
+def test_interactions_count_by_what_they_say(engine: Engine, config: Config) -> None:
+    now = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    deeds = [("a", "view"), ("a", "cart"), ("b", "return"), ("b", "view")]
+    with engine.begin() as connection:
+        load.take(connection, "interactions", [
+            (f"e{n}", b"u" * 16, product, kind, None, now, None)
+            for n, (product, kind) in enumerate(deeds)
+        ])  # fmt: skip
+    found = history.read(engine)
+    pairs = events(found)
+    weight = dict(zip(found.products[pairs.item].tolist(), pairs.value.tolist(), strict=True))
+    assert weight == {"a": pytest.approx(np.log1p(3.0)), "b": pytest.approx(np.log1p(1.0))}
+
+
+@pytest.fixture
+def web(config: Config, shop: Engine) -> Iterator[Web]:
+    schedule.refresh(shop)
+    with serving(config, shop) as made:
+        yield made
+
+
+def _recommended(web: Web, unit: str, **query: object) -> dict[str, object]:
+    reply = web.call(
+        "GET", "/v1/recommendations", scope="decide", query_string={"unit": unit} | query
+    )
+    assert reply.status_code == 200, reply.get_data(as_text=True)
+    found: dict[str, object] = reply.get_json()
+    return found
+
+
+def _of_half(found: dict[str, object], half: int) -> int:
+    products = found["products"]
+    assert isinstance(products, list)
+    return sum(int(one["product_id"][1:]) // HALVES == half for one in products)
+
+
+def test_a_newcomer_is_known_by_three_clicks_at_once(web: Web) -> None:
+    unknown = _recommended(web, "nobody")
+    assert (unknown["version"], unknown["events"]) == (1, 0)
+    assert isinstance(unknown["products"], list)
+    assert len(unknown["products"]) == 10
+    for half in (0, 1):
+        clicks = [
+            {"unit": f"new-{half}", "product_id": f"p{half * HALVES + n}", "kind": "click",
+             "at": "2026-03-01T10:00:00Z"} for n in range(3)
+        ]  # fmt: skip
+        web.call("POST", "/v1/interactions", scope="reward", json={"interactions": clicks})
+        found = _recommended(web, f"new-{half}", count=5)
+        assert found["events"] == 3
+        assert _of_half(found, half) == 5
+        seen = {f"p{half * HALVES + n}" for n in range(3)}
+        assert isinstance(found["products"], list)
+        assert not seen & {one["product_id"] for one in found["products"]}
+        again = _recommended(web, f"new-{half}", count=40, bought=True)
+        assert isinstance(again["products"], list)
+        assert seen <= {one["product_id"] for one in again["products"]}
+    assert fields(web.call("GET", "/v1/recommendations?unit=a&count=0", scope="decide")) == [
+        "count"
+    ]
+
+
+def test_a_newcomers_products_and_tastes_take_less_than_five_milliseconds(web: Web) -> None:
+    recommender = Recommender()
+    with db.transaction(web.engine) as session:
+        recommender.for_unit(session, b"x" * 16, 10)
+    deeds = [("p1", "click"), ("p2", "view"), ("p3", "cart")]
+    seconds = []
+    for _ in range(200):
+        started = time.perf_counter()
+        found = recommender.fold_in(deeds, 10)
+        seconds.append(time.perf_counter() - started)
+    assert len(found.products) == 10
+    assert set(found.tastes) == {f"taste_{place + 1}" for place in range(TASTES)}
+    assert float(np.median(seconds)) < 0.005
+
+
+def test_a_restart_of_the_local_file_brings_the_traits_back(shop: Engine, config: Config) -> None:
+    schedule.refresh(shop)
+    with serving(config, shop) as web:
+        web.loop.carry()
+    unit = pseudonym(config.key("unit"), "u3")
+    again = Spool(config.data)
+    try:
+        known = again.attributes(unit)
+        assert known is not None
+        assert b'"recency_days"' in known
+    finally:
+        again.close()
