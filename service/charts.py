@@ -1,7 +1,8 @@
-"""The charts of the campaign page as Vega-Lite specs: plain dicts, one for page, PNG and notebook.
+"""The charts of the console as Vega-Lite specs: plain dicts, one for page, PNG and notebook.
 
-A spec holds no colours; `theme` is the Vega configuration that gives them, light or dark. Rows go
-into the named data set ``rows``, so a page can replace them without drawing the chart anew.
+`charts` gives those of a campaign; `days`, `amounts` and `spend` those of imported data. A spec
+holds no colours; `theme` is the Vega configuration that gives them, light or dark. Rows go into
+the named data set ``rows``, so a page can replace them without drawing the chart anew.
 """
 
 import datetime as dt
@@ -15,6 +16,7 @@ Rows = list[dict[str, Any]]
 Theme = Literal["light", "dark"]
 
 HEIGHT = 250
+MOST_BARS = 731
 _ARMS: dict[Theme, list[str]] = {
     "light": [
         *("#6d6c65", "#0b7d5a", "#c2620a", "#2b62c9"),
@@ -61,6 +63,9 @@ def theme(name: Theme) -> Spec:
             "interval": {"color": ink["accent"], "strokeWidth": 3, "strokeCap": "round"},
             "dot": {"color": ink["accent"], "size": 110, "opacity": 1},
             "figure": {"color": ink["text"], "fontSize": 12},
+            "bars": {"color": ink["accent"]},
+            "beyond": {"color": ink["other"]},
+            "gap": {"color": ink["other"], "opacity": 0.28},
         },
     }
 
@@ -81,6 +86,35 @@ def charts(
         "regret": _with(_regret(unit), regret_rows(report.regret, report, zone)),
         "value": _with(_value(unit), value_rows(report)),
     }
+
+
+def days(
+    rows: Sequence[tuple[dt.date, int]], gaps: Sequence[tuple[dt.date, dt.date]], *, what: str
+) -> Spec:
+    """Return the chart of rows per day, days without rows included, with its gaps marked.
+
+    ``rows`` are (day, rows) without a day left out, ``gaps`` (first day, last day); ``what`` is
+    what the rows are called. More than two years are summed by week.
+    """
+    return _with(_days(gaps, what), day_rows(rows))
+
+
+def amounts(
+    bins: Sequence[tuple[float, float, int]], *, fence: float, title: str, what: str
+) -> Spec:
+    """Return the chart of how amounts are spread, on a logarithmic axis, with the fence marked.
+
+    ``bins`` are (from, below, rows); what begins at ``fence`` counts as that much where features
+    are made. ``title`` is of the axis, with its unit.
+    """
+    rows = [{"low": low, "high": high, "rows": count} for low, high, count in bins]
+    return _with(_amounts(fence, title, what), rows)
+
+
+def spend(months: Sequence[tuple[dt.date, float]], *, title: str) -> Spec:
+    """Return the chart of what a customer spent by month, given as (first day, amount)."""
+    rows = [{"at": f"{month:%Y-%m-%d}T00:00:00", "spend": value} for month, value in months]
+    return _with(_spend(title), rows)
 
 
 def themed(spec: Spec, name: Theme, *, width: int = 640) -> Spec:
@@ -150,6 +184,19 @@ def value_rows(report: Report) -> Rows:
         }
         for name, gain in compared
         if gain.mean is not None and gain.low is not None and gain.high is not None
+    ]
+
+
+def day_rows(rows: Sequence[tuple[dt.date, int]]) -> Rows:
+    """One row per day, or per week where there are more than two years of them."""
+    step = 1 if len(rows) <= MOST_BARS else 7
+    return [
+        {
+            "at": f"{rows[place][0]}T00:00:00",
+            "end": f"{rows[place][0] + dt.timedelta(days=step)}T00:00:00",
+            "rows": sum(count for _, count in rows[place : place + step]),
+        }
+        for place in range(0, len(rows), step)
     ]
 
 
@@ -290,4 +337,59 @@ def _value(unit: Mapping[str, str]) -> Spec:
                 },
             },
         ],
+    }
+
+
+def _days(gaps: Sequence[tuple[dt.date, dt.date]], what: str) -> Spec:
+    marked = [
+        {"from": f"{first}T00:00:00", "to": f"{last + dt.timedelta(days=1)}T00:00:00"}
+        for first, last in gaps
+    ]
+    missing = {
+        "data": {"values": marked},
+        "mark": {"type": "rect", "style": "gap"},
+        "encoding": {"x": _time() | {"field": "from"}, "x2": {"field": "to"}},
+    }
+    bars = {
+        "mark": {"type": "rect", "style": "bars", "tooltip": True},
+        "encoding": {"x": _time(), "x2": {"field": "end"}} | _rows(what),
+    }
+    return _base("Rows by day; days without any are marked") | {
+        "layer": [missing, bars] if marked else [bars]
+    }
+
+
+def _amounts(fence: float, title: str, what: str) -> Spec:
+    axis = {"tickCount": 6, "format": "~s", "grid": False}
+    x = {"type": "quantitative", "scale": {"type": "log"}, "title": title, "axis": axis}
+    place = {"x": {"field": "low"} | x, "x2": {"field": "high"}} | _rows(what)
+    # A step's edge may differ from the fence in its last bit.
+    beyond = f"datum.low >= {fence * (1 - 1e-9)!r}"
+    bars = [
+        {
+            "transform": [{"filter": test}],
+            "mark": {"type": "rect", "style": style, "tooltip": True},
+            "encoding": place,
+        }
+        for test, style in ((f"!({beyond})", "bars"), (beyond, "beyond"))
+    ]
+    rule = {"mark": {"type": "rule", "style": "zero"}, "encoding": {"x": {"datum": fence} | x}}
+    return _base("How amounts are spread, and from where on they count as outliers") | {
+        "layer": [*bars, rule]
+    }
+
+
+def _rows(what: str) -> Spec:
+    axis = {"tickCount": 5, "format": "~s", "tickMinStep": 1}
+    y = {"field": "rows", "type": "quantitative", "title": what, "axis": axis}
+    y["scale"] = {"nice": True}
+    return {"y": y, "y2": {"datum": 0}}
+
+
+def _spend(title: str) -> Spec:
+    y = {"field": "spend", "type": "quantitative", "title": title, "axis": {"tickCount": 5}}
+    x = _time() | {"timeUnit": "yearmonth"}
+    return _base("What the customer spent by month") | {
+        "mark": {"type": "bar", "style": "bars", "tooltip": True},
+        "encoding": {"x": x, "y": y},
     }

@@ -134,6 +134,7 @@ def print_summary(job: Import) -> None:
     told = findings(
         Quality.of(job.quality), rows=job.rows, stored=job.stored, known=job.known,
         rejected=job.rejected, measured=kinds.kind(job.kind).measured,
+        decimals=job.settings["decimals"],
     )  # fmt: skip
     for one in told:
         print(f"  {SIGNS[one.kind]} {one.text}")

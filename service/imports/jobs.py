@@ -64,6 +64,14 @@ def folder(config: Config) -> Path:
     return found
 
 
+def too_large(limit: int) -> TooLarge:
+    """Return the refusal of a file of more than ``limit`` bytes, with the remedy."""
+    return TooLarge(
+        f"The file is larger than {limit:,} bytes; split it, or use barter import"
+        " on the command line, which takes files of any size."
+    )
+
+
 def receive(config: Config, stream: IO[bytes], *, limit: int) -> Received:
     """Take a file in from a stream; raises TooLarge beyond ``limit`` bytes, and keeps nothing."""
     path = folder(config) / f"receiving-{secrets.token_hex(8)}"
@@ -73,10 +81,7 @@ def receive(config: Config, stream: IO[bytes], *, limit: int) -> Received:
             while block := stream.read(BLOCK):
                 size += len(block)
                 if size > limit:
-                    raise TooLarge(
-                        f"The file is larger than {limit:,} bytes; split it, or use barter import"
-                        " on the command line, which takes files of any size."
-                    )
+                    raise too_large(limit)
                 digest.update(block)
                 file.write(block)
             file.flush()
@@ -228,6 +233,8 @@ class _Reading:
         self._make = kinds.maker(plan.kind, config.key("unit"), job.id)
         self.quality = Quality.of(job.quality)
         self.quality.unused, self.quality.personal = list(plan.unused), list(plan.personal)
+        told = (field.name for _, field, _ in plan.fields)
+        self.quality.fields = [*told, *(key for _, key in plan.attributes)]
 
     def chunk(self, rows: Iterable[Row], on_refused: OnRefused) -> Chunk:
         """Return what the next rows come to."""
@@ -317,10 +324,7 @@ def undo(session: Session, id: int, *, actor: str) -> Import:
     job = session.get(Import, id, with_for_update=True)
     if job is None:
         raise UnknownImport()
-    if job.kind not in UNDOABLE:
-        raise Conflict(
-            f"An import of {job.kind} replaces values and cannot be undone; import the right ones."
-        )
+    check_undoable(job)
     if job.state == "undone":
         return job
     table = Transaction if job.kind == "transactions" else Interaction
@@ -332,6 +336,14 @@ def undo(session: Session, id: int, *, actor: str) -> Import:
     )  # fmt: skip
     session.flush()
     return job
+
+
+def check_undoable(job: Import) -> None:
+    """Raise Conflict for an import whose earlier values are gone: of customers or products."""
+    if job.kind not in UNDOABLE:
+        raise Conflict(
+            f"An import of {job.kind} replaces values and cannot be undone; import the right ones."
+        )
 
 
 def get(session: Session, id: int) -> Import:

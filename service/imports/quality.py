@@ -24,7 +24,10 @@ MOST_REASONS = 200
 
 @dataclass
 class Quality:
-    """Counts of one import: gaps and imputed values by field, refusals by reason, amounts, days."""
+    """Counts of one import: gaps and imputed values by field, refusals by reason, amounts, days.
+
+    ``fields`` are those that the file has columns of; ``unused`` and ``personal`` name the others.
+    """
 
     gaps: dict[str, int] = field(default_factory=dict)
     imputed: dict[str, int] = field(default_factory=dict)
@@ -32,6 +35,7 @@ class Quality:
     amounts: dict[str, dict[int, int]] = field(default_factory=dict)
     zeros: dict[str, int] = field(default_factory=dict)
     days: dict[str, int] = field(default_factory=dict)
+    fields: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     personal: list[str] = field(default_factory=list)
 
@@ -116,6 +120,46 @@ def spread(quality: Quality, name: str) -> Amounts | None:
     )
 
 
+class Bin(NamedTuple):
+    """So many rows with a value from ``low`` on and below ``high``."""
+
+    low: float
+    high: float
+    rows: int
+
+
+def histogram(quality: Quality, name: str) -> list[Bin]:
+    """Return how often a field's amounts above zero lie in each step, the lowest step first."""
+    return [
+        Bin(10 ** (step / STEPS), 10 ** ((step + 1) / STEPS), count)
+        for step, count in sorted(quality.amounts.get(name, {}).items())
+    ]
+
+
+class FieldCounts(NamedTuple):
+    """One field of a file: rows without it, rows that got its default, rows refused for it."""
+
+    name: str
+    missing: int
+    imputed: int
+    refused: int
+
+
+def by_field(quality: Quality) -> list[FieldCounts]:
+    """Return the counts of every field that the file has, or that rows were refused for."""
+    refused: dict[str, int] = {}
+    for reason, count in quality.reasons.items():
+        name = reason.partition(" ")[0]
+        refused[name] = refused.get(name, 0) + count
+    names = dict.fromkeys((*quality.fields, *quality.gaps, *quality.imputed, *refused))
+    return [
+        FieldCounts(
+            name, quality.gaps.get(name, 0), quality.imputed.get(name, 0), refused.get(name, 0)
+        )
+        for name in names
+    ]
+
+
 class Gap(NamedTuple):
     """Days in a row on which nothing happened, both included."""
 
@@ -149,6 +193,15 @@ def time_gaps(days: Mapping[str, int], *, most: int = 5) -> list[Gap]:
     return sorted((gap for gap in gaps if gap.days >= least), key=lambda gap: -gap.days)[:most]
 
 
+def filled(days: Mapping[str, int]) -> list[tuple[dt.date, int]]:
+    """Return the rows of every day from the first to the last, those without any included."""
+    if not days:
+        return []
+    first, last = (dt.date.fromisoformat(day) for day in (min(days), max(days)))
+    every = (first + dt.timedelta(days=place) for place in range((last - first).days + 1))
+    return [(day, days.get(day.isoformat(), 0)) for day in every]
+
+
 class Finding(NamedTuple):
     """One sentence about the data: ``kind`` is good, info, warn or bad."""
 
@@ -157,12 +210,16 @@ class Finding(NamedTuple):
 
 
 def findings(
-    quality: Quality, *, rows: int, stored: int, known: int, rejected: int, measured: Sequence[str]
-) -> list[Finding]:
-    """Return what there is to say about an import, the worst first."""
+    quality: Quality, *, rows: int, stored: int, known: int, rejected: int,
+    measured: Sequence[str], decimals: int = 2,
+) -> list[Finding]:  # fmt: skip
+    """Return what there is to say about an import, the worst first.
+
+    ``measured`` are the columns that hold amounts, ``decimals`` the digits of the currency.
+    """
     found = [
         *_refused(quality, rows, rejected),
-        *_outliers(quality, measured),
+        *_outliers(quality, measured, decimals),
         *_days(quality),
         *_missing(quality, rows),
         *_columns(quality),
@@ -184,20 +241,34 @@ def _refused(quality: Quality, rows: int, rejected: int) -> list[Finding]:
     return [Finding(kind, f"{rejected:,} of {rows:,} rows were refused: {reasons}.")]
 
 
-def _outliers(quality: Quality, measured: Sequence[str]) -> list[Finding]:
+def _outliers(quality: Quality, measured: Sequence[str], decimals: int) -> list[Finding]:
     found = []
     for name in measured:
         amounts = spread(quality, name)
-        if amounts is not None and amounts.outliers:
-            found.append(
-                Finding(
-                    "warn",
-                    f"{amounts.outliers:,} values of {name} lie above {amounts.fence:,.0f}, far"
-                    f" from the rest (median {amounts.median:,.0f}). They are kept as they are, and"
-                    " count as that much where features are made of them (winsorised).",
-                )
-            )
+        if amounts is None or not amounts.outliers:
+            continue
+        values = "value" if amounts.outliers == 1 else "values"
+        fence, median = (
+            in_units(name, value, decimals) for value in (amounts.fence, amounts.median)
+        )
+        text = (
+            f"{amounts.outliers:,} {values} of {name.removesuffix('_minor')} above {fence}, far"
+            f" from the rest (median {median}). They are kept as they are, and count as that much"
+            " where features are made of them (winsorised)."
+        )
+        found.append(Finding("warn", text))
     return found
+
+
+def in_units(name: str, value: float, decimals: int) -> str:
+    """Return a column's amount as people write it: minor units as money, pieces as they are.
+
+    >>> in_units("paid_minor", 129_900, 2), in_units("stock", 1200, 2)
+    ('1,299.00', '1,200')
+    """
+    if name.endswith("_minor"):
+        return f"{value / 10**decimals:,.{decimals}f}"
+    return f"{value:,.0f}"
 
 
 def _days(quality: Quality) -> list[Finding]:

@@ -1,9 +1,10 @@
-// Draws the charts of a live page and keeps page and charts up to date without drawing them anew.
+// Draws a page's charts; on a live page keeps them up to date too, without drawing them anew.
 "use strict";
 
 (() => {
   const live = document.getElementById("live");
-  if (!live || !window.vegaEmbed) return;
+  const given = document.getElementById("specs");
+  if (!(live || given) || !window.vegaEmbed) return;
   const pulse = document.getElementById("pulse");
   const views = new Map();
   const PERIOD = 5000;
@@ -15,7 +16,7 @@
   }
 
   async function draw(name) {
-    const box = live.querySelector(`[data-chart="${name}"]`);
+    const box = document.querySelector(`[data-chart="${name}"]`);
     const spec = known.charts[name];
     if (!box || !spec.data.values.length) return;
     const inner = document.createElement("div");
@@ -71,7 +72,12 @@
   }
 
   document.addEventListener("themechange", redraw);
-  document.addEventListener("visibilitychange", update);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  update().then(() => setInterval(update, PERIOD));
+  if (live) {
+    document.addEventListener("visibilitychange", update);
+    update().then(() => setInterval(update, PERIOD));
+  } else {
+    known = JSON.parse(given.textContent);
+    redraw();
+  }
 })();

@@ -1,4 +1,4 @@
-// Small comforts on pages that work without them: theme, copying, rows and messages of forms.
+// Small comforts on pages that work without them: theme, copying, progress, rows and messages of forms.
 "use strict";
 
 (() => {
@@ -26,6 +26,42 @@
       button.querySelector("span").textContent = "Copied";
     });
   }
+
+  // ---- progress: parts of the page follow what is being done, until it is done
+
+  const moving = document.querySelector("[data-poll]");
+
+  async function follow() {
+    let again = true;
+    try {
+      const reply = await fetch(moving.dataset.poll, { headers: { Accept: "application/json" } });
+      if (reply.redirected || reply.status === 401) return location.reload();
+      if (reply.ok) {
+        const known = await reply.json();
+        for (const place of moving.querySelectorAll("[data-part]")) {
+          const fresh = known.parts[place.dataset.part];
+          if (fresh !== undefined && place.dataset.last !== fresh) place.innerHTML = place.dataset.last = fresh;
+        }
+        again = known.moving;
+      }
+    } catch (error) {
+      // Barter cannot be reached just now: what is shown stays, and it is asked again.
+    }
+    if (again) setTimeout(follow, 1000);
+    else if (moving.dataset.then === "reload") location.reload();
+  }
+
+  if (moving) follow();
+
+  // ---- files: one that is too large is told of before it is sent
+
+  const file = document.querySelector("input[data-limit]");
+  file?.addEventListener("change", () => {
+    const large = file.files[0]?.size > Number(file.dataset.limit);
+    const said = large ? "The file is larger than 1 GiB. Split it, or use barter import on the command line, which takes files of any size." : "";
+    document.getElementById("file-error").textContent = said;
+    file.setCustomValidity(said);
+  });
 
   // ---- rows: the server draws the form with a row more or less, and it takes the old one's place
 

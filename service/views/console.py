@@ -12,7 +12,14 @@ from flask_login import current_user, login_user, logout_user
 
 from service import users
 from service.errors import BarterError
-from service.views import console_admin, console_campaigns, console_live, console_log
+from service.views import (
+    console_admin,
+    console_campaigns,
+    console_data,
+    console_live,
+    console_log,
+    console_shop,
+)
 from service.views.console_base import (
     THEMES,
     Person,
@@ -31,8 +38,10 @@ __all__ = [
     "blueprint",
     "console_admin",
     "console_campaigns",
+    "console_data",
     "console_live",
     "console_log",
+    "console_shop",
     "error_page",
 ]
 

@@ -31,6 +31,8 @@ _DEEDS = {
     "campaign.end": "Ended the campaign",
     "campaign.kill": "Stopped the campaign",
     "campaign.delete": "Deleted the draft",
+    "import.begin": "Imported a file",
+    "import.undo": "Took an import back",
     "key.create": "Made an API key",
     "key.revoke": "Revoked an API key",
     "user.create": "Added a person",

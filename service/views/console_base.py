@@ -22,14 +22,17 @@ from flask_wtf.csrf import ValidationError, generate_csrf, validate_csrf
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wrappers import Response as AnyResponse
 
 from service import bundle
 from service.db import transaction
 from service.errors import BarterError, Forbidden, Malformed, Unauthorised, Unavailable
+from service.imports import jobs
 from service.models import User
 from service.runtime import Runtime
 from service.views import console_words
+from service.views.contract import MAX_BODY_BYTES, MAX_FILE_BYTES
 
 Right = Literal["open", "read", "edit", "decisions", "audit", "keys", "users"]
 Reply = flask.Response | AnyResponse | str | tuple[str, int]
@@ -42,11 +45,13 @@ RIGHTS: dict[str, frozenset[Right]] = {
     "admin": frozenset(("read", "edit", "decisions", "audit", "keys", "users")),
 }
 NEEDS: dict[str, Right] = {}
+_TAKES_FILE: set[str] = set()
 STATIC = Path(__file__).parent.parent / "static"
 THEMES = ("light", "dark")
 PAGE_SIZE = 50
 _MENU: tuple[tuple[str, str, str, Right], ...] = (
     ("Campaigns", "campaigns", "campaign_list", "read"),
+    ("Data", "data", "data", "read"),
     ("Decisions", "decisions", "decision_log", "decisions"),
     ("Audit log", "audit", "audit_log", "audit"),
     ("API keys", "keys", "api_keys", "keys"),
@@ -63,6 +68,14 @@ _SECTION = {
     "people": "people",
     "add_user": "people",
     "account": "account",
+    "data": "data",
+    "upload_file": "data",
+    "import_quality": "data",
+    "undo_import": "data",
+    "find_customer": "data",
+    "search_customer": "data",
+    "customer": "data",
+    "products": "data",
 }
 
 blueprint = Blueprint("console", __name__, template_folder="../templates")
@@ -103,11 +116,18 @@ class MenuItem:
     here: bool
 
 
-def page(rule: str, *, needs: Right, methods: tuple[str, ...] = ("GET",)) -> Callable[[View], View]:
-    """Declare a view at an address, for people with a right; ``open`` is for everyone."""
+def page(
+    rule: str, *, needs: Right, methods: tuple[str, ...] = ("GET",), takes_file: bool = False
+) -> Callable[[View], View]:
+    """Declare a view at an address, for people with a right; ``open`` is for everyone.
+
+    A page that takes a file takes up to `MAX_FILE_BYTES`, of those who have the right only.
+    """
 
     def declare(view: View) -> View:
         NEEDS[f"console.{view.__name__}"] = needs
+        if takes_file:
+            _TAKES_FILE.add(f"console.{view.__name__}")
         blueprint.add_url_rule(rule, endpoint=view.__name__, view_func=view, methods=list(methods))
         return view
 
@@ -172,7 +192,7 @@ def inside(address: str | None) -> str:
 def guard() -> AnyResponse | None:
     """Let only those in who may see the page, and only forms that we sent."""
     needed = NEEDS[request.endpoint or ""]
-    if any("\0" in value for value in (*request.args.values(), *request.form.values())):
+    if any("\0" in value for value in (*request.args.values(), *_form(needed).values())):
         raise Malformed("A field holds a character that is no text.")
     if request.method == "POST":
         _check_form()
@@ -188,6 +208,19 @@ def guard() -> AnyResponse | None:
     if not may(needed):
         raise Forbidden(f"Your role, {current_user.role}, does not include this page.")
     return None
+
+
+def _form(needed: Right) -> Mapping[str, str]:
+    """Return the form that was sent, large only where a file may come with it."""
+    takes_file = request.endpoint in _TAKES_FILE and may(needed)
+    if takes_file:
+        request.max_content_length = MAX_FILE_BYTES + MAX_BODY_BYTES
+    try:
+        return request.form
+    except RequestEntityTooLarge:
+        if takes_file:
+            raise jobs.too_large(MAX_FILE_BYTES) from None
+        raise
 
 
 def _check_form() -> None:

@@ -121,6 +121,17 @@ def _page(
     if len(found) > PAGE_SIZE:
         key = runtime().config.key("cursor")
         older = address(cursor=security.sign_cursor(key, listing, shown[-1].position))
+    return {
+        "rows": table(session, shown, known),
+        "newer": address(cursor=None) if request.args.get("cursor") else None,
+        "older": older,
+    }
+
+
+def table(
+    session: Session, shown: Sequence[Decision], known: Sequence[Campaign]
+) -> list[dict[str, Any]]:
+    """Return the rows of decisions as ``decisions_table.html`` shows them."""
     rewards = {
         reward.decision_id: reward
         for reward in session.scalars(
@@ -128,11 +139,7 @@ def _page(
         )
     }
     plans = {one.id: campaigns.definition(one) for one in known}
-    return {
-        "rows": [_row(one, plans[one.campaign_id], rewards.get(one.id)) for one in shown],
-        "newer": address(cursor=None) if request.args.get("cursor") else None,
-        "older": older,
-    }
+    return [_row(one, plans[one.campaign_id], rewards.get(one.id)) for one in shown]
 
 
 def _row(decision: Decision, plan: CampaignDefinition, reward: Reward | None) -> dict[str, Any]:

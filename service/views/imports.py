@@ -170,6 +170,7 @@ def findings_of(job: Import) -> list[quality.Finding]:
         known=job.known,
         rejected=job.rejected,
         measured=kinds.kind(job.kind).measured,
+        decimals=job.settings["decimals"],
     )
 
 

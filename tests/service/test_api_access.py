@@ -59,7 +59,9 @@ def test_every_route_asks_for_a_key_of_the_right_scope(web: Web) -> None:
 
 
 PUBLIC_PAGES = {"console.log_in", "console.log_out", "console.change_theme", "console.asset_file"}
-PAGES = EXAMPLES | {"version": "1", "name": "traffic", "action": "kill"}
+PAGES = EXAMPLES | {
+    "version": "1", "name": "traffic", "action": "kill", "unit": "0" * 32, "chart": "days",
+}  # fmt: skip
 
 
 def test_every_page_asks_for_a_login_and_every_form_for_its_token(web: Web) -> None:

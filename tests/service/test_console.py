@@ -434,6 +434,7 @@ def test_every_page_has_its_right_and_refuses_those_without(app: Flask, engine: 
     places: dict[str, Any] = {
         "key": "spring", "action": "pause", "public_id": key.public_id, "user_id": 1,
         "decision_id": str(uuid.UUID(int=0)), "name": "traffic", "version": "x",
+        "import_id": 1, "unit": "0" * 32, "chart": "days",
     }  # fmt: skip
     stranger = Browser(app)
     stranger.get("/login")
