@@ -10,59 +10,52 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandits import recommender
-from bandits.customers import clv
-from bandits.recommender import alignment, interactions
-from bandits.recommender.factors import Factors
-from service.traits.history import WEIGHTS, Floats, Shop
+from bandits.customers import clv, personas
+from bandits.customers.personas import Personas
+from service.traits import prices, taste
+from service.traits.history import Floats, Shop
+from service.traits.taste import Taste
 
-FACTORS, TASTES = 32, 8
-REFIT_ITERATIONS = 6
-FEWEST_EVENTS = 100
 WEEK, YEAR_WEEKS = 7.0, 52.0
+FEWEST_CUSTOMERS = 50
+PERSONA_TRAITS = (personas.GAP, personas.RECENCY, personas.SPEND, personas.DISCOUNT_SHARE)
 
 TRAITS = {
     "recency_days": "days since the last purchase",
+    "span_days": "days from the first purchase to the last",
     "orders": "days with a purchase in two years",
     "spend_minor": "spent in two years, in minor units",
     "basket_minor": "spent per day with a purchase, in minor units",
     "discount_share": "share of the list value that discounts took off",
     "alive": "chance of still being a customer (BG/NBD)",
     "value_minor": "expected spend in the next year, in minor units (BG/NBD and Gamma-Gamma)",
-    "persona": "the group of customers that behave alike",
-    **{f"taste_{place}": "taste, a direction that the recommender found"
-       for place in range(1, TASTES + 1)},
-}  # fmt: skip
+    "persona": "the group of customers that behave alike, such as persona-1",
+    "elasticity": "price elasticity of the persona's purchases, drawn to that of all",
+    **dict.fromkeys(taste.NAMES, "a direction in which the recommender's customers differ"),
+}
 """What can be known of a customer, and what it means."""
 
 
-class Tastes(NamedTuple):
-    """How a customer's vector becomes tastes, kept from refit to refit.
+class Last(NamedTuple):
+    """What was published before: new fits keep its directions and its personas' names."""
 
-    ``direction`` (K, T) takes the vector, less ``centre`` (K,), to T tastes of variance about 1.
-    """
-
-    centre: NDArray[np.float32]
-    direction: NDArray[np.float32]
-
-
-class Taste(NamedTuple):
-    """A recommender as it is served, without its customers: these are folded in."""
-
-    factors: Factors
-    tastes: Tastes
+    taste: Taste | None = None
+    products: tuple[str, ...] = ()
+    personas: Personas | None = None
 
 
 class Fitted(NamedTuple):
-    """What was fitted: traits by name (U,), the recommender, and figures for people."""
+    """What was fitted: traits by name (U,), the models, and figures for people."""
 
     traits: dict[str, NDArray[Any]]
     taste: Taste | None
+    personas: Personas | None
     summary: dict[str, Any]
 
 
-def fit(shop: Shop, *, last: tuple[Taste, list[str]] | None = None) -> Fitted:
-    """Fit everything; ``last`` is the recommender before this one, with its products."""
+def fit(shop: Shop, *, last: Last | None = None) -> Fitted:
+    """Fit everything there is enough for."""
+    before = last or Last()
     summary: dict[str, Any] = {
         "customers": len(shop.units),
         "products": len(shop.products),
@@ -71,14 +64,18 @@ def fit(shop: Shop, *, last: tuple[Taste, list[str]] | None = None) -> Fitted:
         "failed": {},
     }
     traits: dict[str, NDArray[Any]] = {}
+    groups = None
     if len(shop.receipts.unit):
-        _try("value", summary, lambda: traits.update(_buying(shop, summary)))
-    taste = _try("taste", summary, lambda: _taste(shop, last, summary))
-    if taste is not None:
-        vectors = tastes(taste, taste.factors.users)
-        traits |= {f"taste_{place + 1}": vectors[:, place] for place in range(TASTES)}
-        taste = taste._replace(factors=without_users(taste.factors))
-    return Fitted(traits, taste, summary)
+        _try("purchases", summary, lambda: traits.update(_buying(shop, summary)))
+        groups = _try("personas", summary, lambda: _personas(traits, before.personas, summary))
+        _try("elasticity", summary, lambda: _elasticities(shop, traits, summary))
+    old = None if before.taste is None else (before.taste, list(before.products))
+    found = _try("taste", summary, lambda: taste.fit(shop, old, summary))
+    if found is not None:
+        vectors = taste.tastes(found, found.factors.users)
+        traits |= {name: vectors[:, place] for place, name in enumerate(taste.NAMES)}
+        found = found._replace(factors=taste.without_users(found.factors))
+    return Fitted(traits, found, groups, summary)
 
 
 def _try(name: str, summary: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -101,6 +98,7 @@ def _buying(shop: Shop, summary: dict[str, Any]) -> dict[str, Floats]:
     orders = _spread_out(history.frequency + 1, who, size)
     found = {
         "recency_days": _spread_out((history.age - history.recency) * WEEK, who, size),
+        "span_days": _spread_out(history.recency * WEEK, who, size),
         "orders": orders,
         "spend_minor": paid,
         "basket_minor": paid / orders,
@@ -133,99 +131,66 @@ def _spread_out(values: NDArray[Any], who: NDArray[Any], size: int) -> Floats:
     return found
 
 
-# ---------------------------------------------------------------- taste
+# ---------------------------------------------------------------- personas and prices
 
 
-def events(shop: Shop) -> interactions.Interactions:
-    """Return all that says something of taste: pairs of customer and product, weights added up."""
-    lines, deeds = shop.receipts, shop.deeds
-    unit = np.concatenate([lines.unit, deeds.unit])
-    product = np.concatenate([lines.product, deeds.product])
-    weight = np.concatenate([np.full(len(lines.unit), WEIGHTS["purchase"]), deeds.weight])
-    day = np.concatenate([lines.day, deeds.day])
-    pair, place = np.unique(unit * max(len(shop.products), 1) + product, return_inverse=True)
-    latest = np.full(len(pair), -1, dtype=np.int64)
-    np.maximum.at(latest, place, day)
-    return interactions.interactions(
-        pair // max(len(shop.products), 1),
-        pair % max(len(shop.products), 1),
-        np.log1p(np.bincount(place, weight, minlength=len(pair))),
-        latest,
-        users=len(shop.units),
-        items=len(shop.products),
+def _personas(
+    traits: dict[str, NDArray[Any]], last: Personas | None, summary: dict[str, Any]
+) -> Personas:
+    known = np.flatnonzero(np.isfinite(traits["orders"]))
+    if len(known) < FEWEST_CUSTOMERS:
+        raise ValueError(f"{len(known)} customers bought something; {FEWEST_CUSTOMERS} needed")
+    features = _behaviour(traits)[known]
+    found = personas.fit(features, seed=0)
+    groups = found.personas if last is None else personas.aligned(found.personas, last)
+    place = personas.assign(groups, features)
+    names = np.full(len(traits["orders"]), None, dtype=object)
+    names[known] = [f"persona-{number + 1}" for number in place.tolist()]
+    traits["persona"] = names
+    told = personas.describe(groups, PERSONA_TRAITS)
+    summary["personas"] = [
+        {"key": f"persona-{number + 1}", "name": told[number]}
+        | _typical(traits, known[place == number])
+        for number in range(len(told))
+    ]
+    summary["personas_tried"] = [one._asdict() for one in found.tried]
+    return groups
+
+
+def _behaviour(traits: dict[str, NDArray[Any]]) -> Floats:
+    """Return what personas are made of (U, 4), as `PERSONA_TRAITS` names it."""
+    between = (traits["recency_days"] + 1 + traits["span_days"]) / traits["orders"]
+    return np.stack(
+        [
+            np.log(np.maximum(between, 1.0)),
+            np.log1p(traits["recency_days"]),
+            np.log1p(traits["spend_minor"]),
+            traits["discount_share"],
+        ],
+        axis=1,
     )
 
 
-def _taste(
-    shop: Shop, last: tuple[Taste, list[str]] | None, summary: dict[str, Any]
-) -> Taste | None:
-    found = events(shop)
-    if len(found.user) < FEWEST_EVENTS:
-        raise ValueError(f"{len(found.user)} pairs of customer and product; {FEWEST_EVENTS} needed")
-    shared = [] if last is None else _shared(shop.products.tolist(), last[1])
-    if last is None or not shared:
-        # More factors than a few products differ in would learn them by heart.
-        size = min(max(len(shop.products) // 8, TASTES), FACTORS)
-        factors = recommender.fit("als_implicit", found, factors=size)
-        return Taste(factors, _directions(factors.users))
-    before = last[0]
-    new, old = (np.array(side, dtype=np.int64) for side in zip(*shared, strict=True))
-    factors = _refitted(found, before.factors, new, old)
-    summary["moved"] = _moved(factors, before.factors, new, old)
-    return Taste(factors, before.tastes)
+def _typical(traits: dict[str, NDArray[Any]], members: NDArray[np.integer]) -> dict[str, Any]:
+    """Return a persona's size and its customers' medians."""
+    shown = ("orders", "recency_days", "spend_minor", "basket_minor", "discount_share",
+             "alive", "value_minor")  # fmt: skip
+    medians = {
+        name: float(np.nanmedian(traits[name][members]))
+        for name in shown
+        if name in traits and len(members)
+    }
+    return {"size": len(members), "medians": medians}
 
 
-def _shared(products: list[str], before: list[str]) -> list[tuple[int, int]]:
-    """Return the places, now and before, of the products that both know."""
-    here = {name: place for place, name in enumerate(products)}
-    return [(here[name], place) for place, name in enumerate(before) if name in here]
-
-
-def _refitted(
-    found: interactions.Interactions,
-    before: Factors,
-    new: NDArray[np.integer],
-    old: NDArray[np.integer],
-) -> Factors:
-    """Return a fit that begins at the last one's items and is turned onto them."""
-    size = before.items.shape[1]
-    items = np.random.default_rng(0).normal(0.0, 0.01, (found.items, size))
-    items[new] = before.items[old]
-    start = Factors.make(np.zeros((found.users, size)), items, kind=int(before.kind))
-    factors = recommender.fit(
-        "als_implicit", found, factors=size, iterations=REFIT_ITERATIONS, start=start
-    )
-    return alignment.aligned(factors, before, shared=(new, old))
-
-
-def _directions(users: NDArray[np.float32]) -> Tastes:
-    """Return the customers' mean vector, and the directions in which they differ most."""
-    centre = users.mean(axis=0)
-    away = (users - centre).astype(np.float64)
-    spread, turn = np.linalg.eigh(away.T @ away / max(len(users), 1))
-    best = np.argsort(-spread)[:TASTES]
-    scale = 1.0 / np.sqrt(np.maximum(spread[best], 1e-12))
-    return Tastes(centre, (turn[:, best] * scale).astype(np.float32))
-
-
-def _moved(
-    new: Factors, old: Factors, here: NDArray[np.integer], there: NDArray[np.integer]
-) -> float:
-    """Return how far the shared items' vectors moved, as a share of their length."""
-    away = np.linalg.norm(new.items[here] - old.items[there])
-    return float(away / max(float(np.linalg.norm(old.items[there])), 1e-12))
-
-
-def tastes(taste: Taste, vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the tastes (B, T) of customers' vectors (B, K)."""
-    found: NDArray[np.float32] = (
-        np.asarray(vectors) - taste.tastes.centre
-    ) @ taste.tastes.direction
-    return found
-
-
-def without_users(factors: Factors) -> Factors:
-    """Return a recommender without its customers' vectors, which are folded in when needed."""
-    return factors._replace(
-        users=np.zeros((0, factors.users.shape[1]), np.float32), user_bias=np.zeros(0, np.float32)
+def _elasticities(shop: Shop, traits: dict[str, NDArray[Any]], summary: dict[str, Any]) -> None:
+    """Put what prices did to quantities into the summary, and the personas' into the traits."""
+    summary["elasticity"] = {"departments": prices.by_department(shop)}
+    if "persona" not in traits:
+        return
+    found = prices.by_persona(shop, traits["persona"])
+    summary["elasticity"]["personas"] = found
+    of = {one["group"]: one["shrunk"] for one in found}
+    traits["elasticity"] = np.array(
+        [of.get(name, np.nan) for name in traits["persona"].tolist()], dtype=np.float64
     )

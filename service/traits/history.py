@@ -31,6 +31,9 @@ COPY (
 ) TO STDOUT (FORMAT csv)
 """
 
+_DEPARTMENTS = """
+COPY (SELECT id, coalesce(department, category, '') FROM products) TO STDOUT (FORMAT csv)
+"""
 _AMOUNTS = ("quantity", "paid", "discount")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -61,10 +64,15 @@ class Deeds(NamedTuple):
 
 
 class Shop(NamedTuple):
-    """What a shop's customers bought and did; ``units`` (U,) in hexadecimal, ``products`` (P,)."""
+    """What a shop's customers bought and did.
+
+    ``units`` (U,) are pseudonyms in hexadecimal, ``products`` (P,) ids, ``departments`` (P,) where
+    the catalogue has them, else their category or nothing.
+    """
 
     units: NDArray[np.str_]
     products: NDArray[np.str_]
+    departments: NDArray[Any]
     receipts: Receipts
     deeds: Deeds
 
@@ -84,9 +92,16 @@ def read(engine: Engine) -> Shop:
     return Shop(
         units,
         products,
+        _departments(engine, products),
         receipts,
         Deeds(unit[own:], product[own:], weight, deeds["day"].astype(np.int64)),
     )
+
+
+def _departments(engine: Engine, products: NDArray[np.str_]) -> NDArray[Any]:
+    table = _table(engine, _DEPARTMENTS, ("product", "department"))
+    of = dict(zip(table["product"].tolist(), table["department"].tolist(), strict=True))
+    return np.array([of.get(product, "") for product in products.tolist()], dtype=object)
 
 
 def _table(engine: Engine, command: str, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -106,7 +121,7 @@ def _table(engine: Engine, command: str, names: tuple[str, ...]) -> dict[str, ND
         text,
         csv.ReadOptions(column_names=list(names)),
         convert_options=csv.ConvertOptions(
-            column_types={name: string() for name in ("unit", "product", "kind")},
+            column_types={name: string() for name in ("unit", "product", "kind", "department")},
             strings_can_be_null=False,
         ),
     )

@@ -1,8 +1,8 @@
 """One version of models and traits into the database, and the newest recommender out of it."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -10,15 +10,23 @@ from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
 from bandits import artefact
+from bandits.customers.personas import Personas
 from bandits.recommender.factors import Factors
 from service.models import Model
-from service.traits.fit import Fitted, Taste, Tastes
+from service.traits.fit import Fitted, Last
 from service.traits.history import Shop
+from service.traits.taste import Taste, Tastes
 
-TASTE, DIRECTION = "taste", "direction"
+SUMMARY, TASTE, DIRECTION, PERSONAS = "summary", "taste", "direction", "personas"
 ROWS = 20_000
 KEPT = 3
 _DIGITS = 5
+_NONE = np.zeros((0, 0), np.float32)
+_NO_FACTORS = Factors.make(_NONE, _NONE, kind=0)
+_NO_TASTES = Tastes(_NONE.ravel(), _NONE)
+_ROW, _TABLE = np.zeros(0), np.zeros((0, 0))
+_NO_PERSONAS = Personas(_ROW, _ROW, _ROW, _TABLE, _TABLE, _ROW)
+M = TypeVar("M", bound=tuple[Any, ...])
 
 
 def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
@@ -35,50 +43,69 @@ def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     return version
 
 
-def newest(session: Session, name: str = TASTE) -> Model | None:
-    """Return the newest version of a model, if there is one."""
+def newest(session: Session) -> Model | None:
+    """Return what was found by the newest version, for people, if there is one."""
     return session.scalars(
-        select(Model).where(Model.name == name).order_by(Model.version.desc()).limit(1)
+        select(Model).where(Model.name == SUMMARY).order_by(Model.version.desc()).limit(1)
     ).first()
 
 
 def newest_version(session: Session) -> int:
     """Return the number of the newest version, 0 where there is none."""
-    return session.scalar(select(func.max(Model.version)).where(Model.name == TASTE)) or 0
+    return session.scalar(select(func.max(Model.version)).where(Model.name == SUMMARY)) or 0
+
+
+def last(session: Session) -> Last:
+    """Return the models that were published last, as far as there are any."""
+    version = newest_version(session)
+    model = session.get(Model, (TASTE, version))
+    return Last(
+        taste_of(session, version),
+        () if model is None else tuple(model.keys),
+        _model(session, PERSONAS, version, _NO_PERSONAS),
+    )
 
 
 def taste_of(session: Session, version: int) -> Taste | None:
     """Return the recommender of a version, or None where none could be fitted."""
-    parts = [session.get(Model, (name, version)) for name in (TASTE, DIRECTION)]
-    if any(part is None or not part.artefact for part in parts):
-        return None
-    factors, tastes = (part.artefact for part in parts if part is not None)
-    none = np.zeros((0, 0), np.float32)
-    like = Factors.make(none, none, kind=0)
-    return Taste(
-        artefact.from_bytes(factors, like=like),
-        artefact.from_bytes(tastes, like=Tastes(none.ravel(), none)),
-    )
+    factors = _model(session, TASTE, version, _NO_FACTORS)
+    tastes = _model(session, DIRECTION, version, _NO_TASTES)
+    return None if factors is None or tastes is None else Taste(factors, tastes)
+
+
+def _model(session: Session, name: str, version: int, like: M) -> M | None:
+    found = session.get(Model, (name, version))
+    return None if found is None else artefact.from_bytes(found.artefact, like=like)
 
 
 def _store_models(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     taste = fitted.taste
+    parts: dict[str, Any] = {PERSONAS: fitted.personas}
+    if taste is not None:
+        parts |= {TASTE: taste.factors, DIRECTION: taste.tastes}
     with Session(engine) as session, session.begin():
         version = newest_version(session) + 1
-        parts: dict[str, Any] = {TASTE: taste and taste.factors, DIRECTION: taste and taste.tastes}
+        session.add(_row(SUMMARY, version, None, summary=fitted.summary))
         for name, part in parts.items():
-            own = name == TASTE
-            session.add(
-                Model(
-                    name=name,
-                    version=version,
-                    artefact=b"" if part is None else artefact.to_bytes(part, policy=name),
-                    keys=shop.products.tolist() if own and taste is not None else [],
-                    summary=fitted.summary if own else {},
-                )
-            )
+            if part is not None:
+                keys = shop.products.tolist() if name == TASTE else []
+                session.add(_row(name, version, part, keys=keys))
         session.execute(delete(Model).where(Model.version <= version - KEPT))
     return version
+
+
+def _row(
+    name: str,
+    version: int,
+    part: Any,
+    *,
+    keys: Sequence[str] = (),
+    summary: Mapping[str, Any] | None = None,
+) -> Model:
+    data = b"" if part is None else artefact.to_bytes(part, policy=name)
+    return Model(
+        name=name, version=version, artefact=data, keys=list(keys), summary=dict(summary or {})
+    )
 
 
 def _columns(fitted: Fitted) -> tuple[list[str], list[list[Any]]]:

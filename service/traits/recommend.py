@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from bandits.recommender import factors, fold_in
 from service.models import Product
 from service.traits import publish
-from service.traits.fit import TASTES, Taste, tastes
 from service.traits.history import WEIGHTS
+from service.traits.taste import NAMES, Taste, tastes
 
 LOOK_SECONDS = 2.0
 MOST_EVENTS = 1_000
@@ -91,7 +91,7 @@ class Recommender:
                 for place in best.tolist()
                 if score[place] > -np.inf
             ],
-            {f"taste_{place + 1}": found[place] for place in range(TASTES)},
+            dict(zip(NAMES, found, strict=True)),
         )
 
     def _look(self, session: Session) -> None:
@@ -101,9 +101,8 @@ class Recommender:
         with self._lock:
             version = publish.newest_version(session)
             if version != self._version:
-                model = publish.newest(session)
-                self._taste = publish.taste_of(session, version)
-                self._keys = [] if model is None else list(model.keys)
+                last = publish.last(session)
+                self._taste, self._keys = last.taste, list(last.products)
                 self._place = {key: place for place, key in enumerate(self._keys)}
                 self._version = version
             self._looked_at = time.monotonic()

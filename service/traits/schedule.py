@@ -63,10 +63,8 @@ def refresh(engine: Engine) -> int | None:
 def _refresh(engine: Engine) -> int:
     started = dt.datetime.now(dt.UTC)
     with Session(engine) as session:
-        count, model = arrived(session), publish.newest(session)
-        taste = None if model is None else publish.taste_of(session, model.version)
+        count, last = arrived(session), publish.last(session)
     shop = history.read(engine)
-    last = None if taste is None or model is None else (taste, model.keys)
     fitted = fit(shop, last=last)
     seconds = (dt.datetime.now(dt.UTC) - started).total_seconds()
     fitted.summary.update(arrived=count, seconds=round(seconds, 1))

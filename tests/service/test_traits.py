@@ -3,6 +3,7 @@
 import datetime as dt
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from service.models import Customer, Model
 from service.runtime import pseudonym
 from service.spool import Spool
 from service.traits import history, publish, schedule
-from service.traits.fit import TASTES, TRAITS, events, fit
+from service.traits.fit import TRAITS, fit
 from service.traits.recommend import Recommender
+from service.traits.taste import NAMES, events
 from tests.web import Web, fields, serving
 
 DAY0 = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -47,7 +49,7 @@ def shop(engine: Engine, config: Config) -> Engine:
     return engine
 
 
-def stored(engine: Engine, config: Config, unit: str) -> dict[str, float]:
+def stored(engine: Engine, config: Config, unit: str) -> dict[str, Any]:
     with db.transaction(engine) as session:
         found = session.get_one(Customer, pseudonym(config.key("unit"), unit))
         return dict(found.traits)
@@ -77,17 +79,20 @@ def test_traits_are_what_the_receipts_say(shop: Engine, config: Config) -> None:
         assert summary is not None
         assert summary.summary["lifetime"]["buying"]["r"] == pytest.approx(buying.estimate[0])
         assert summary.summary["failed"] == {}
+        groups = summary.summary["personas"]
+    assert sum(one["size"] for one in groups) == 240
+    assert found["persona"] in {one["key"] for one in groups}
+    assert all(one["name"] for one in groups)
 
 
 def test_tastes_tell_the_two_kinds_of_customers_apart_and_stay_where_they_are(
     shop: Engine, config: Config
 ) -> None:
     schedule.refresh(shop)
-    names = [f"taste_{place + 1}" for place in range(TASTES)]
 
     def all_tastes() -> NDArray[np.float64]:
         return np.array(
-            [[stored(shop, config, f"u{n}")[name] for name in names] for n in range(40)]
+            [[stored(shop, config, f"u{n}")[name] for name in NAMES] for n in range(40)]
         )
 
     first = all_tastes()
@@ -129,7 +134,7 @@ def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config:
     with db.transaction(engine) as session:
         model = publish.newest(session)
         assert model is not None
-        assert set(model.summary["failed"]) == {"lifetime", "taste"}
+        assert set(model.summary["failed"]) == {"lifetime", "personas", "elasticity", "taste"}
         assert "100 needed" in model.summary["failed"]["taste"]
 
 
@@ -241,7 +246,7 @@ def test_a_newcomers_products_and_tastes_take_less_than_five_milliseconds(web: W
         found = recommender.fold_in(deeds, 10)
         seconds.append(time.perf_counter() - started)
     assert len(found.products) == 10
-    assert set(found.tastes) == {f"taste_{place + 1}" for place in range(TASTES)}
+    assert tuple(found.tastes) == NAMES
     assert float(np.median(seconds)) < 0.005
 
 

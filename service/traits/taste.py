@@ -1,0 +1,135 @@
+"""Tastes: the recommender's vectors of customers, brought to a few directions that keep.
+
+A refit begins at the last one's items and is turned onto them (`bandits.recommender.alignment`),
+and the directions are kept, so that what a campaign has learnt of a taste still holds.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandits import recommender
+from bandits.recommender import alignment, interactions
+from bandits.recommender.factors import Factors
+from service.traits.history import WEIGHTS, Shop
+
+FACTORS, TASTES = 32, 8
+REFIT_ITERATIONS = 6
+FEWEST_EVENTS = 100
+NAMES = tuple(f"taste_{place}" for place in range(1, TASTES + 1))
+
+
+class Tastes(NamedTuple):
+    """How a customer's vector becomes tastes, kept from refit to refit.
+
+    ``direction`` (K, T) takes the vector, less ``centre`` (K,), to T tastes of variance about 1.
+    """
+
+    centre: NDArray[np.float32]
+    direction: NDArray[np.float32]
+
+
+class Taste(NamedTuple):
+    """A recommender as it is served, without its customers: these are folded in."""
+
+    factors: Factors
+    tastes: Tastes
+
+
+def events(shop: Shop) -> interactions.Interactions:
+    """Return all that says something of taste: pairs of customer and product, weights added up."""
+    lines, deeds = shop.receipts, shop.deeds
+    unit = np.concatenate([lines.unit, deeds.unit])
+    product = np.concatenate([lines.product, deeds.product])
+    weight = np.concatenate([np.full(len(lines.unit), WEIGHTS["purchase"]), deeds.weight])
+    day = np.concatenate([lines.day, deeds.day])
+    pair, place = np.unique(unit * max(len(shop.products), 1) + product, return_inverse=True)
+    latest = np.full(len(pair), -1, dtype=np.int64)
+    np.maximum.at(latest, place, day)
+    return interactions.interactions(
+        pair // max(len(shop.products), 1),
+        pair % max(len(shop.products), 1),
+        np.log1p(np.bincount(place, weight, minlength=len(pair))),
+        latest,
+        users=len(shop.units),
+        items=len(shop.products),
+    )
+
+
+def fit(shop: Shop, last: tuple[Taste, list[str]] | None, summary: dict[str, Any]) -> Taste:
+    """Fit the recommender, from the last one on where there is one; it still has its customers.
+
+    Raises:
+        ValueError: there is too little to fit.
+    """
+    found = events(shop)
+    if len(found.user) < FEWEST_EVENTS:
+        raise ValueError(f"{len(found.user)} pairs of customer and product; {FEWEST_EVENTS} needed")
+    shared = [] if last is None else _shared(shop.products.tolist(), last[1])
+    if last is None or not shared:
+        # More factors than a few products differ in would learn them by heart.
+        size = min(max(len(shop.products) // 8, TASTES), FACTORS)
+        factors = recommender.fit("als_implicit", found, factors=size)
+        return Taste(factors, _directions(factors.users))
+    before = last[0]
+    new, old = (np.array(side, dtype=np.int64) for side in zip(*shared, strict=True))
+    factors = _refitted(found, before.factors, new, old)
+    summary["moved"] = _moved(factors, before.factors, new, old)
+    return Taste(factors, before.tastes)
+
+
+def _shared(products: list[str], before: list[str]) -> list[tuple[int, int]]:
+    """Return the places, now and before, of the products that both know."""
+    here = {name: place for place, name in enumerate(products)}
+    return [(here[name], place) for place, name in enumerate(before) if name in here]
+
+
+def _refitted(
+    found: interactions.Interactions,
+    before: Factors,
+    new: NDArray[np.integer],
+    old: NDArray[np.integer],
+) -> Factors:
+    """Return a fit that begins at the last one's items and is turned onto them."""
+    size = before.items.shape[1]
+    items = np.random.default_rng(0).normal(0.0, 0.01, (found.items, size))
+    items[new] = before.items[old]
+    start = Factors.make(np.zeros((found.users, size)), items, kind=int(before.kind))
+    factors = recommender.fit(
+        "als_implicit", found, factors=size, iterations=REFIT_ITERATIONS, start=start
+    )
+    return alignment.aligned(factors, before, shared=(new, old))
+
+
+def _directions(users: NDArray[np.float32]) -> Tastes:
+    """Return the customers' mean vector, and the directions in which they differ most."""
+    centre = users.mean(axis=0)
+    away = (users - centre).astype(np.float64)
+    spread, turn = np.linalg.eigh(away.T @ away / max(len(users), 1))
+    best = np.argsort(-spread)[:TASTES]
+    scale = 1.0 / np.sqrt(np.maximum(spread[best], 1e-12))
+    return Tastes(centre, (turn[:, best] * scale).astype(np.float32))
+
+
+def _moved(
+    new: Factors, old: Factors, here: NDArray[np.integer], there: NDArray[np.integer]
+) -> float:
+    """Return how far the shared items' vectors moved, as a share of their length."""
+    away = np.linalg.norm(new.items[here] - old.items[there])
+    return float(away / max(float(np.linalg.norm(old.items[there])), 1e-12))
+
+
+def tastes(taste: Taste, vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the tastes (B, T) of customers' vectors (B, K)."""
+    found: NDArray[np.float32] = (
+        np.asarray(vectors) - taste.tastes.centre
+    ) @ taste.tastes.direction
+    return found
+
+
+def without_users(factors: Factors) -> Factors:
+    """Return a recommender without its customers' vectors, which are folded in when needed."""
+    return factors._replace(
+        users=np.zeros((0, factors.users.shape[1]), np.float32), user_bias=np.zeros(0, np.float32)
+    )
