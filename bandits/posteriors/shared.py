@@ -22,7 +22,13 @@ Source: pooled linear models, Hong et al., AISTATS 2022 (HierTS; METHODS section
 approximation and evidence, Rasmussen and Williams (2006) section 3.4; half-Cauchy scales, Gelman,
 Bayesian Analysis 1 (2006).
 
-Letters: ``F`` features (1 or 2), ``G`` points of the grid, else as in :mod:`bandits.types`.
+Many depths at equal distances (31 from 0 to 30 %, say) are a ladder. Its residuals are smooth: they
+live at a few depths, the knots, as further features that weigh ``max(0, 1 - |depth - knot| /
+distance)``, so a depth that was hardly tried learns from its neighbours, and a finer ladder is the
+same model.
+
+Letters: ``F`` features (1 or 2, and a ladder's knots), ``G`` points of the grid, else as in
+:mod:`bandits.types`.
 
 >>> from bandits import ledger
 >>> state = ledger.zeros(segments=1, arms=2)
@@ -54,6 +60,11 @@ VALUE_RESIDUAL_MEDIAN = 0.1
 #: Prior probability of no residuals at all: that depth is all that matters may well be; that arms
 #: without an order make no difference whatsoever is rare.
 EXACT_LINE, EXACT_LEVEL = 0.5, 0.1
+#: Arms are a ladder of depths when there are at least so many, at equal distances; residuals are
+#: then smooth: those of so many depths, interpolated in between.
+LADDER, KNOTS = 13, 7
+#: What stands for no residual at a knot, whose variance must not be 0.
+NO_BEND = 1e-4
 #: ρ, the part of an arm's residual variance that is the same in every segment.
 SHARED = 0.5
 COMMON_LEVEL_SD, COMMON_SLOPE_SD = 2.0, 5.0
@@ -123,7 +134,7 @@ class Scales(NamedTuple):
     Attributes:
         residual: (G,) τ.
         between: (G, F, F) Σ, between segments.
-        common: (G, F + A) of what segments share: M, and √ρ τ for every arm.
+        common: (G, F + A) of what segments share: M, and √ρ τ for every arm; (G, F) for a ladder.
         centre: (F,) m.
         log_prior: (G,) log prior probability of the point.
     """
@@ -141,7 +152,8 @@ class Fitted(NamedTuple):
     Attributes:
         log_evidence: (G,) of the Gaussian observations, up to a term that the grid shares.
         mode: (G, S, A) posterior mean.
-        shared: (G, F + A) mean of what segments share, (β_0 - m, √ρ τ δ).
+        shared: (G, F + A) mean of what segments share, (β_0 - m, √ρ τ δ); F wide for a ladder, as
+            are the next and cross.
         root: (G, F + A, F + A) root of its covariance.
         own: (G, S, F, F) the covariance of ``β_s - β_0`` given what is shared.
         cross: (G, S, F + A, F) how what is shared would move it.
@@ -158,11 +170,22 @@ class Fitted(NamedTuple):
 
 
 def features(depth: Floats | None, *, segments: int, arms: int) -> Floats:
-    """The (S, A, F) features: a level, and the depth where depths differ at all."""
+    """The (S, A, F) features: a level, the depth where depths differ, the knots of a ladder."""
     level = np.ones((segments, arms, 1))
     if depth is None or np.ptp(depth) <= 1e-9:
         return level
-    return np.concatenate([level, np.asarray(depth, np.float64)[..., None]], axis=-1)
+    depth = np.asarray(depth, np.float64)[..., None]
+    parts = [level, depth]
+    if arms >= LADDER and _even(depth[..., 0]):
+        knots = np.linspace(depth.min(), depth.max(), KNOTS)
+        parts.append(np.maximum(1.0 - np.abs(depth - knots) / (knots[1] - knots[0]), 0.0))
+    return np.concatenate(parts, axis=-1)
+
+
+def _even(depth: Floats) -> bool:
+    """Whether every segment's depths lie at equal distances, but for roundings of a price."""
+    step = np.diff(np.sort(depth, axis=1), axis=1)
+    return bool(step.min() > 0.5 * step.max())
 
 
 def draws(
@@ -223,7 +246,8 @@ def common_slope(sums: ArmSums, depth: Floats) -> Slope:
 def rate_scales(sums: ArmSums, x: Floats, slope: Slope) -> Scales:
     """The grid of priors of the log odds of a conversion, centred on the overall rate."""
     n = np.maximum(sums.trials, 0)
-    centre = np.array([0.0, slope.mean])[: x.shape[-1]]
+    centre = np.zeros(x.shape[-1])
+    centre[1:2] = slope.mean
     centre[0] = special.logit((np.clip(sums.conversions, 0, n).sum() + 0.5) / (n.sum() + 1.0))
     depth = x[..., 1] if x.shape[-1] > 1 else None
     if depth is not None:
@@ -293,10 +317,8 @@ def _value_draws(
     c = np.maximum(sums.conversions, 0).astype(np.float64)
     mean = np.where(c > 0, sums.reward / np.maximum(c, 1.0), 0.0)
     unit = max(float(np.abs(offer.gain).max()), float(np.abs(offer.value).max()), 1e-9)
-    x = offer.gain[..., None] / unit
-    sloped = depth is not None and bool(np.ptp(depth) > 1e-9)
-    if depth is not None and sloped:
-        x = np.concatenate([x, x * depth[..., None]], axis=-1)
+    basis = features(depth, segments=c.shape[0], arms=c.shape[1])
+    x, sloped = offer.gain[..., None] / unit * basis, basis.shape[-1] > 1
     spread = np.maximum(ledger.square(sums) - c * mean**2, 0.0)
     scale = np.maximum(np.abs(offer.gain), 0.05 * unit) ** 2
     pooled = ((spread / scale).sum() + 1.0) / (np.maximum(c - 1.0, 0.0).sum() + 1.0)
@@ -337,10 +359,18 @@ def _scales(
     slab = np.diff(2.0 / np.pi * np.arctan(edges / median))
     prior = np.concatenate([[exact], (1.0 - exact) * slab])
     tau = np.repeat(residuals, len(between))
-    shared = np.repeat(np.sqrt(SHARED) * tau[:, None], arms, axis=1)
-    common = np.concatenate([np.tile(common, (len(tau), 1)), shared], axis=1)
-    every = np.tile(between, (len(residuals), 1, 1))
-    return Scales(tau, every, common, centre, np.log(np.repeat(prior, len(between))))
+    log_prior = np.log(np.repeat(prior, len(between)))
+    every, common = np.tile(between, (len(residuals), 1, 1)), np.tile(common, (len(tau), 1))
+    knots = len(centre) - common.shape[1]
+    if not knots:
+        shared = np.repeat(np.sqrt(SHARED) * tau[:, None], arms, axis=1)
+        return Scales(tau, every, np.concatenate([common, shared], axis=1), centre, log_prior)
+    bend = np.repeat(np.maximum(tau, NO_BEND)[:, None], knots, axis=1)
+    own = (1.0 - SHARED) * bend[:, :, None] ** 2 * np.eye(knots)
+    every = np.block([[every, np.zeros((*every.shape[:2], knots))],
+                      [np.zeros((len(tau), knots, every.shape[2])), own]])  # fmt: skip
+    common = np.concatenate([common, np.sqrt(SHARED) * bend], axis=1)
+    return Scales(np.zeros_like(tau), every, common, centre, log_prior)
 
 
 def _at(scales: Scales, points: NDArray[np.bool_]) -> Scales:
@@ -357,14 +387,17 @@ def _solve(seen: Floats, weight: Floats, x: Floats, scales: Scales) -> Fitted:
     square = (1.0 - SHARED) * (scales.residual**2)[:, None, None]
     q = weight / (1.0 + square * weight)
     off = seen - x @ scales.centre
-    gram = np.einsum("gsa,saf,sah->gsfh", q, x, x)
-    pull = np.einsum("gsa,saf->gsf", q * off, x)
+    gram = (q[..., None, :] * x.swapaxes(1, 2)) @ x
+    pull = ((q * off)[..., None, :] @ x)[..., 0, :]
     prior, eye = scales.between[:, None], np.eye(x.shape[-1])
-    own = np.linalg.inv(np.linalg.inv(prior) + gram)
-    cross = np.concatenate([gram, q[..., None] * x], axis=2)
-    told = _told(q, gram, x) - np.einsum("gsbf,gsfh,gsch->gbc", cross, own, cross)
-    heard = np.concatenate([pull.sum(axis=1), (q * off).sum(axis=1)], axis=-1)
-    heard = heard - np.einsum("gsbf,gsfh,gsh->gb", cross, own, pull)
+    own: Floats = np.asarray(np.linalg.inv(np.linalg.inv(prior) + gram), np.float64)
+    told, cross, heard = gram.sum(axis=1), gram, pull.sum(axis=1)
+    if scales.common.shape[1] > x.shape[-1]:
+        told, cross = _told(q, gram, x), np.concatenate([gram, q[..., None] * x], axis=2)
+        heard = np.concatenate([heard, (q * off).sum(axis=1)], axis=-1)
+    moved = cross @ own
+    told = told - _beside(moved) @ _beside(cross).swapaxes(1, 2)
+    heard = heard - np.einsum("gsbf,gsf->gb", moved, pull)
     size = scales.common
     whole = np.eye(size.shape[1]) + size[:, :, None] * told * size[:, None]
     covariance = size[:, :, None] * np.linalg.inv(whole) * size[:, None]
@@ -382,6 +415,12 @@ def _solve(seen: Floats, weight: Floats, x: Floats, scales: Scales) -> Fitted:
     return fitted._replace(mode=_mode(fitted, seen, q, square, x, scales.centre))
 
 
+def _beside(parts: Floats) -> Floats:
+    """(G, S, B, F) as (G, B, S · F): segments side by side, for one product over all of them."""
+    points, segments, rows, width = parts.shape
+    return parts.swapaxes(1, 2).reshape(points, rows, segments * width)
+
+
 def _told(q: Floats, gram: Floats, x: Floats) -> Floats:
     """``Σ_s Zᵀ diag(q) Z`` for the shared design Z = (x, one column per arm)."""
     mixed = np.einsum("gsa,saf->gfa", q, x)
@@ -396,9 +435,15 @@ def _mode(
     shared, width = fitted.shared, x.shape[-1]
     left = fitted.pull - np.einsum("gsbf,gb->gsf", fitted.cross, shared)
     beta = (fitted.own @ left[..., None])[..., 0] + (shared[:, None, :width] + centre)
-    line = np.einsum("saf,gsf->gsa", x, beta) + shared[:, None, width:]
+    line = np.einsum("saf,gsf->gsa", x, beta) + _arms(shared, width)
     out: Floats = line + square * q * (seen - line)
     return out
+
+
+def _arms(shared: Floats, width: int) -> Floats:
+    """What arms have in common in all segments, (N, 1, A); a ladder's have nothing more: zeros."""
+    own = shared[:, None, width:]
+    return own if own.shape[-1] else np.zeros((1, 1, 1))
 
 
 def _sample(
@@ -435,7 +480,7 @@ def _sampler(
         common = shared + rng.standard_normal((count, len(shared))) @ fitted.root[g].T
         left = pull - (common @ moved).reshape(count, segments, width)
         beta = lines(_applied(own, left), common[:, None, :width] + scales.centre, rng)
-        line: Floats = _applied(x, beta) + common[:, None, width:]
+        line: Floats = _applied(x, beta) + _arms(common, width)
         if square > 0.0:
             line = line * kept + heard + spread * rng.standard_normal(line.shape)
         return line
@@ -462,11 +507,15 @@ def _rising(own: Floats, between: Floats, rising: float) -> Lines:
     """The same where a segment's slope is beforehand, with probability ``rising``, not negative.
 
     The odds that it is so are the prior's times the ratio of what posterior and prior have above
-    zero; the slope is then drawn from its truncated Gaussian, and the level given the slope.
+    zero; the slope is then drawn from its truncated Gaussian, and the rest given the slope.
     """
     spread = np.sqrt(own[:, 1, 1])
-    follow = own[:, 0, 1] / own[:, 1, 1]
-    rest = np.sqrt(np.maximum(own[:, 0, 0] - follow * own[:, 0, 1], 0.0))
+    others = [f for f in range(own.shape[-1]) if f != 1]
+    follow = own[:, others, 1] / own[:, 1, 1, None]
+    rest = own[:, others][:, :, others] - follow[:, :, None] * own[:, None, 1, others]
+    # A rounding must not make it indefinite.
+    size = np.trace(own, axis1=1, axis2=2)[:, None, None]
+    root = np.linalg.cholesky(rest + 1e-14 * size * np.eye(len(others)))
     prior = np.sqrt(between[1, 1])
 
     def lines(mean: Floats, common: Floats, rng: np.random.Generator) -> Floats:
@@ -477,9 +526,11 @@ def _rising(own: Floats, between: Floats, rising: float) -> Lines:
         rises = rng.random(slope.shape) < odds
         upper = np.where(rises, special.ndtr(slope / spread) * u, u)
         moved = -spread * special.ndtri(np.maximum(upper, 1e-300))
-        level = mean[..., 0] + common[..., 0] + follow * moved
-        level += rest * rng.standard_normal(level.shape)
-        return np.stack([level, slope + moved], axis=-1)
+        line = mean + common
+        line[..., 1] += moved
+        line[..., others] += follow * moved[..., None]
+        line[..., others] += _applied(root, rng.standard_normal((*slope.shape, len(others))))
+        return line
 
     return lines
 
@@ -487,7 +538,7 @@ def _rising(own: Floats, between: Floats, rising: float) -> Lines:
 def _applied(matrix: Floats, vectors: Floats) -> Floats:
     """``matrix`` (S, N, F) times each of ``vectors`` (M, S, F): (M, S, N).
 
-    Written out over F, which is 1 or 2: several times as fast as einsum there.
+    Written out over F, which is small: several times as fast as einsum there.
     """
     out: Floats = matrix[..., 0] * vectors[..., 0, None]
     for f in range(1, vectors.shape[-1]):

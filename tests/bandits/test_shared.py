@@ -66,6 +66,42 @@ def test_the_gaussian_algebra_is_that_of_the_whole_covariance() -> None:
         np.testing.assert_allclose(covariance, spread, atol=0.03 * spread.max())
 
 
+@pytest.mark.parametrize("rising", [0.0, 1e-9])
+def test_a_ladders_residuals_are_interpolated_between_knots(rising: float) -> None:
+    """Against the plain formulas; a slope that hardly ever must rise is as free as any."""
+    rng = np.random.default_rng(0)
+    depth = np.tile(np.linspace(0.0, 0.3, 13), (2, 1))
+    x = shared.features(depth, segments=2, arms=13)
+    assert x.shape == (2, 13, 2 + shared.KNOTS)
+    np.testing.assert_allclose(x[..., 2:].sum(axis=-1), 1.0)
+    every = shared.rate_scales(sums(np.full((2, 13), 50), np.full((2, 13), 5)), x, shared.ANY_SLOPE)
+    g = int(np.flatnonzero(np.isclose(every.between[:, 2, 2], 0.5 * 0.32**2))[0])
+    scales = shared._at(every, np.arange(len(every.residual)) == g)
+    seen, weight = rng.normal(-2, 1, (1, 2, 13)), rng.uniform(1, 50, (1, 2, 13))
+    flat, of = x.reshape(26, -1), np.repeat(np.arange(2), 13)
+    same_segment = of[:, None] == of
+    line = flat[:, :2] @ np.diag([shared.COMMON_LEVEL_SD, shared.COMMON_SLOPE_SD]) ** 2
+    prior = line @ flat[:, :2].T
+    prior += flat[:, :2] @ scales.between[0, :2, :2] @ flat[:, :2].T * same_segment
+    bends = 0.32**2 * flat[:, 2:] @ flat[:, 2:].T
+    prior += bends * np.where(same_segment, 1.0, shared.SHARED)
+    y, noise = seen[0].ravel() - flat @ scales.centre, np.diag(1 / weight[0].ravel())
+    mean = flat @ scales.centre + prior @ np.linalg.solve(prior + noise, y)
+    fitted = shared._solve(seen, weight, x, scales)
+    np.testing.assert_allclose(fitted.mode[0].ravel(), mean, rtol=1e-6)
+    drawn = shared._sample(fitted, seen, weight, x, scales, 20_000, rng, rising=rising)
+    spread = prior - prior @ np.linalg.solve(prior + noise, prior)
+    np.testing.assert_allclose(drawn.mean(axis=0).ravel(), mean, atol=0.02)
+    covariance = np.cov(drawn.reshape(-1, 26).T)
+    np.testing.assert_allclose(covariance, spread, atol=0.04 * spread.max())
+
+
+def test_what_is_no_ladder_keeps_a_residual_per_arm() -> None:
+    few, uneven = np.linspace(0.0, 0.3, 12)[None], np.linspace(0.0, 0.6, 13)[None] ** 2
+    for depth in (few, uneven, np.repeat(few, 2, axis=1)):
+        assert shared.features(depth, segments=1, arms=depth.shape[1]).shape[-1] == 2
+
+
 def test_smooth_arms_share_and_others_are_left_alone() -> None:
     depth = DEPTH[None]
     trials = np.array([[20_000, 20_000, 100, 20_000, 20_000]])

@@ -60,102 +60,104 @@ Record = dict[str, Any]
 PRICE = 10_000
 
 
-def _line(level: Floats, slope: Floats) -> Floats:
+def _line(level: Floats, slope: Floats, depth: Floats) -> Floats:
     """(S, A) conversion that is logistic in depth; nobody buys less for a discount."""
-    out: Floats = special.expit(level[:, None] + np.outer(np.maximum(slope, 0.0), DEPTH))
+    out: Floats = special.expit(level[:, None] + np.outer(np.maximum(slope, 0.0), depth))
     return out
 
 
-def similar(rng: np.random.Generator) -> Floats:
+def similar(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: segments resemble each other."""
     level = rng.normal(special.logit(0.045), 0.3, SEGMENTS)
-    return _line(level, rng.normal(5.0, 1.0, SEGMENTS))
+    return _line(level, rng.normal(5.0, 1.0, SEGMENTS), depth)
 
 
-def varied(rng: np.random.Generator) -> Floats:
+def varied(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: segments differ much, in level and in slope."""
     level = rng.normal(special.logit(0.04), 0.35, SEGMENTS)
-    return _line(level, rng.normal(4.5, 1.8, SEGMENTS))
+    return _line(level, rng.normal(4.5, 1.8, SEGMENTS), depth)
 
 
-def related(rng: np.random.Generator) -> Floats:
+def related(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: who buys less without a discount reacts more to one."""
     level = rng.normal(special.logit(0.055), 0.4, SEGMENTS)
     slope = 4.5 - 3.5 * (level - special.logit(0.055)) + rng.normal(0.0, 0.7, SEGMENTS)
-    return _line(level, slope)
+    return _line(level, slope, depth)
 
 
-def two_kinds(rng: np.random.Generator) -> Floats:
+def two_kinds(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: half the segments hunt for bargains, half hardly notice them."""
     hunts = rng.random(SEGMENTS) < 0.5
     level = np.where(hunts, special.logit(0.035), special.logit(0.09))
     slope = np.where(hunts, 7.0, 2.5)
-    return _line(level + rng.normal(0.0, 0.2, SEGMENTS), slope + rng.normal(0.0, 0.5, SEGMENTS))
+    level = level + rng.normal(0.0, 0.2, SEGMENTS)
+    return _line(level, slope + rng.normal(0.0, 0.5, SEGMENTS), depth)
 
 
-def one_step(rng: np.random.Generator) -> Floats:
+def one_step(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Stepped: nothing happens below 18 % off, in any segment."""
-    return _step(rng, np.full(SEGMENTS, 0.18))
+    return _step(rng, np.full(SEGMENTS, 0.18), depth)
 
 
-def own_steps(rng: np.random.Generator) -> Floats:
+def own_steps(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Stepped: every segment has a threshold of its own, at 12, 18 or 24 % off."""
-    return _step(rng, rng.choice([0.12, 0.18, 0.24], SEGMENTS))
+    return _step(rng, rng.choice([0.12, 0.18, 0.24], SEGMENTS), depth)
 
 
-def _step(rng: np.random.Generator, threshold: Floats) -> Floats:
+def _step(rng: np.random.Generator, threshold: Floats, depth: Floats) -> Floats:
     level = rng.normal(special.logit(0.05), 0.3, SEGMENTS)
     height = np.maximum(rng.normal(1.2, 0.3, SEGMENTS), 0.0)
-    above = threshold[:, None] <= DEPTH + 1e-9
+    above = threshold[:, None] <= depth + 1e-9
     out: Floats = special.expit(level[:, None] + height[:, None] * above)
     return out
 
 
-def peaked(rng: np.random.Generator) -> Floats:
+def peaked(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Not monotone: a segment buys most at its own depth, and less beyond it."""
     level = rng.normal(special.logit(0.05), 0.3, SEGMENTS)
     peak, height = rng.uniform(0.06, 0.20, SEGMENTS), rng.normal(1.0, 0.25, SEGMENTS)
-    bump = np.exp(-0.5 * ((DEPTH - peak[:, None]) / 0.07) ** 2)
+    bump = np.exp(-0.5 * ((depth - peak[:, None]) / 0.07) ** 2)
     out: Floats = special.expit(level[:, None] + height[:, None] * bump)
     return out
 
 
-def jagged(rng: np.random.Generator) -> Floats:
+def jagged(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Not monotone: depth says nothing, every arm of every segment is drawn by itself."""
     level = rng.normal(special.logit(0.08), 0.3, (SEGMENTS, 1))
-    out: Floats = special.expit(level + rng.normal(0.0, 0.4, (SEGMENTS, len(DEPTH))))
+    out: Floats = special.expit(level + rng.normal(0.0, 0.4, (SEGMENTS, len(depth))))
     return out
 
 
-def alike(rng: np.random.Generator) -> Floats:
+def alike(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: segments resemble each other, and most want a deep discount."""
     level = rng.normal(special.logit(0.03), 0.3, SEGMENTS)
-    return _line(level, rng.normal(7.0, 1.5, SEGMENTS))
+    return _line(level, rng.normal(7.0, 1.5, SEGMENTS), depth)
 
 
-def unlike(rng: np.random.Generator) -> Floats:
+def unlike(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: segments differ in how they react."""
     level = rng.normal(special.logit(0.035), 0.3, SEGMENTS)
-    return _line(level, rng.normal(6.5, 2.0, SEGMENTS))
+    return _line(level, rng.normal(6.5, 2.0, SEGMENTS), depth)
 
 
-def opposed(rng: np.random.Generator) -> Floats:
+def opposed(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: who buys less without a discount reacts more to one."""
     z = rng.normal(0.0, 1.0, SEGMENTS)
     slope = 6.5 - 1.2 * z + rng.normal(0.0, 1.0, SEGMENTS)
-    return _line(special.logit(0.035) + 0.3 * z, slope)
+    return _line(special.logit(0.035) + 0.3 * z, slope, depth)
 
 
-def two_camps(rng: np.random.Generator) -> Floats:
+def two_camps(rng: np.random.Generator, depth: Floats = DEPTH) -> Floats:
     """Smooth: half the segments hunt for bargains, half react mildly."""
     hunts = rng.random(SEGMENTS) < 0.5
     level = np.where(hunts, special.logit(0.025), special.logit(0.05))
     slope = np.where(hunts, 8.0, 5.0)
-    return _line(level + rng.normal(0.0, 0.2, SEGMENTS), slope + rng.normal(0.0, 0.7, SEGMENTS))
+    level = level + rng.normal(0.0, 0.2, SEGMENTS)
+    return _line(level, slope + rng.normal(0.0, 0.7, SEGMENTS), depth)
 
 
 #: Conversion (S, A) of a world, by the kind of its truth.
-WORLDS: dict[str, tuple[Callable[[np.random.Generator], Floats], ...]] = {
+WORLDS: dict[str, tuple[Callable[..., Floats], ...]] = {
     "smooth": (alike, unlike, opposed, two_camps),
     "segments differ": (similar, varied, related, two_kinds),
     "stepped": (one_step, own_steps),

@@ -7,6 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bandits import simplex
+from bandits.posteriors import shared
 from bandits.types import Contexts
 from service.definition import Offer
 from tests.loop import DEFINITION, definition
@@ -147,3 +148,18 @@ def test_arms_that_share_coefficients_are_told_their_offers_depths() -> None:
         assert plan.prior_options(name) == {"depth": [0.0, 0.1, 0.2, 0.02]}
     for name in ("thompson_beta", "neural_linear"):
         assert plan.prior_options(name) == {}
+
+
+def test_any_depth_is_a_ladder_of_arms() -> None:
+    """As README.md says: 31 arms from 0 to 30 %, recognised by the default as a ladder."""
+    arms = [{"key": "none", "name": "No discount", "offer": {"kind": "none"}}] + [
+        {"key": f"off-{n}", "name": f"{n} %", "offer": {"kind": "percentage", "percent": n}}
+        for n in range(1, 31)
+    ]
+    plan = definition(arms=arms, segments=[], floor=0.001, basket_minor=2990)
+    x = shared.features(np.array(plan.depths()), segments=1, arms=31)
+    assert x.shape[-1] == 2 + shared.KNOTS
+    policy = plan.build_policy()
+    everyone = Contexts(np.zeros(1, np.int32), np.zeros((1, 0), np.int64))
+    p = policy.probabilities(policy.believe(policy.init()), everyone, np.ones((1, 31), bool))
+    assert p.sum() == pytest.approx(1.0)
