@@ -43,6 +43,7 @@ from scipy import optimize, special, stats
 
 from bandits.customers import fixed_effects
 from bandits.customers.fixed_effects import Effects, Floats
+from bandits.customers.folds import by_cluster
 from bandits.posteriors.shared import Slope
 
 #: What is known of featuring: it was not told, it was told and held constant, or prices were drawn.
@@ -197,7 +198,8 @@ def double_ml(
     if featured is not None:
         columns.append(np.asarray(featured, np.float64)[:, None])
     w = np.concatenate(columns, axis=1)
-    fold = _folds(np.arange(len(p)) if cluster is None else cluster, folds, seed)
+    who = np.arange(len(p)) if cluster is None else cluster
+    fold = by_cluster(who, folds, seed=seed)
     regress = (
         {"ridge": _ridge, "trees": _trees}[nuisance] if isinstance(nuisance, str) else nuisance
     )
@@ -446,16 +448,6 @@ def _curve(score: Floats, served: Floats, x: Floats) -> tuple[float, Floats]:
         raise ValueError("outcome: a group sold too little for an elasticity")
     adds = (score - curve) * served @ x @ np.linalg.inv(bend)
     return float(at[1]), adds[:, 1] / len(score)
-
-
-def _folds(cluster: NDArray[Any], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each row; whole clusters, evenly shared out."""
-    code = fixed_effects.coded(cluster)
-    count = int(code.max(initial=-1)) + 1
-    if not 2 <= folds <= count:
-        raise ValueError(f"folds: must be from 2 to {count}, the number of clusters")
-    out: NDArray[np.int64] = (np.random.default_rng(seed).permutation(count) % folds)[code]
-    return out
 
 
 def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:

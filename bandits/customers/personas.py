@@ -64,6 +64,14 @@ class Personas(NamedTuple):
     size: Floats
 
 
+#: Personas of no size, by the dimensions of their covariance: K-means and diagonal ones have 2.
+#: ``artefact.from_bytes`` is told to expect one of them.
+EMPTY = {
+    2: Personas(*(np.zeros(n) for n in (0, 0, 0, (0, 0), (0, 0), 0))),
+    3: Personas(*(np.zeros(n) for n in (0, 0, 0, (0, 0), (0, 0, 0), 0))),
+}
+
+
 class Candidate(NamedTuple):
     """A number of personas that was tried: less ``bic`` is better, ``stability`` is 1 at best."""
 

@@ -41,6 +41,11 @@ Made by `python -m tests.bench.clustering`, whose docstring says what is measure
 (least to greatest) of fits with the same seeds in turn, and medians of their quality: inertia (less
 is better) of K-means, mean log likelihood (more is better) of mixtures.
 
+Measured on 2026-11-24 on two cores that several other processes wanted, too. Two threads of
+scikit-learn wait for each other there, most of all in its mixtures, so the rows of one thread are
+the fairer ones; an earlier harness had it at 0.79, 2.8 and 15.6 s with two threads on two quiet
+cores. Ours keep BLAS to one thread and take two of their own in either case.
+
 """
 
 

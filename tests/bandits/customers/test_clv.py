@@ -108,7 +108,7 @@ def test_predictions_hold_for_the_weeks_that_followed(cdnow: History, buying: Bu
 
 def test_what_made_the_customers_is_found_again() -> None:
     truth = np.array([0.6, 5.0, 0.9, 2.0])
-    seen, later, gone = _customers(20_000, truth, ahead=20.0, seed=1)
+    seen, later, gone = _customers(7_000, truth, ahead=20.0, seed=1)
     found = clv.fit_buying(seen)
     off = (found.estimate - truth) / np.sqrt(np.diag(found.covariance))
     assert np.abs(off).max() < 3.5

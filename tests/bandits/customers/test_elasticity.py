@@ -138,19 +138,19 @@ def test_a_level_without_a_sale_says_nothing() -> None:
 def test_double_ml_removes_what_confounds(nuisance: Any) -> None:
     """A price that is set by demand, along a curve: least squares errs, trees do not."""
     rng = np.random.default_rng(5)
-    w = rng.normal(size=(4000, 4))
+    w = rng.normal(size=(2500, 4))
     season = w[:, 0] if nuisance == "ridge" else np.cos(2 * w[:, 0])
-    persona = rng.integers(0, 2, 4000)
-    log_price = 0.3 * season + 0.2 * rng.normal(size=4000)
+    persona = rng.integers(0, 2, 2500)
+    log_price = 0.3 * season + 0.2 * rng.normal(size=2500)
     truth = np.array([-1.5, -3.0])[persona]
-    q = np.exp(1.5 * season + truth * log_price + 0.3 * rng.normal(size=4000))
+    q = np.exp(1.5 * season + truth * log_price + 0.3 * rng.normal(size=2500))
     plain = elasticity.log_log(q, np.exp(log_price), group=persona)
     assert (np.abs(plain.estimate - [-1.5, -3.0]) > 0.5).all()
     found = elasticity.double_ml(q, np.exp(log_price), w, group=persona, nuisance=nuisance)
     # Trees leave a little of the season over: 0.15 at most.
     slack = 3 * found.error + (0.15 if nuisance == "trees" else 0.0)
     assert (np.abs(found.estimate - [-1.5, -3.0]) < slack).all()
-    assert (found.error < 0.05).all()
+    assert (found.error < 0.07).all()
 
 
 def test_a_randomised_log_is_unbiased_where_targeting_misleads() -> None:
