@@ -4,7 +4,7 @@ from typing import Any
 
 from bandits.backend import Backend
 from bandits.policies.spec import Option
-from bandits.regressors import linear, linear_diagonal, linear_shared
+from bandits.regressors import linear, linear_diagonal, linear_hybrid, linear_shared
 from bandits.regressors.regressor import Regressor
 
 OPTIONS = (
@@ -23,12 +23,13 @@ OPTIONS = (
     ),
     Option(
         "sharing", "choice", 0.0, 0.0, 1.0, False,
-        "Whether each arm has coefficients of its own, or all arms one set that bends with depth.",
-        ("disjoint", "shared"),
+        "Whether each arm has coefficients of its own, all arms one set that bends with depth, or"
+        " that set and departures from it of their own.",
+        ("disjoint", "shared", "hybrid"),
     ),
     Option(
         "depth", "per_arm", None, -1e6, 1e6, False,
-        "Each arm's depth of discount or another number to order arms by; shared arms need it.",
+        "Each arm's depth of discount or another number to order arms by; arms that share need it.",
     ),
     Option(
         "covariance", "choice", 0.0, 0.0, 1.0, False,
@@ -56,7 +57,9 @@ def regressor(
         raise ValueError("covariance: arms that share have a full one")
     if chosen["depth"] is None:
         raise ValueError("sharing: arms that share need their depth")
+    traits = linear_shared.powers(chosen["depth"])
+    if chosen["sharing"] == "hybrid":
+        return linear_hybrid.regressor(arm_features=traits, depth=chosen["depth"], **sizes, **model)
     if model["precision"] is None:
         del model["precision"]
-    traits = linear_shared.powers(chosen["depth"])
     return linear_shared.regressor(arm_features=traits, **sizes, **model)

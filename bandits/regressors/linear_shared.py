@@ -127,9 +127,13 @@ def predicted(
     size = xp.einsum("bkk->b", covariance)[:, None, None]
     factor = xp.linalg.cholesky(covariance + 1e-13 * size * xp.eye(kinds))
     z = xp.asarray(points)
-    # χ² over its degrees of freedom, by the normal that its cube root nearly is.
-    part = 2.0 / (9.0 * belief.freedom)
-    ratio = xp.maximum(1.0 - part + xp.sqrt(part) * z[:, kinds:], 0.02) ** 3
+    ratio = chi_square(z[:, kinds:], belief.freedom, xp)
     moved = xp.einsum("mk,blk->bml", z[:, :kinds] / xp.sqrt(ratio), factor)
     draws = (w[:, None, :] + moved) @ f.T + belief.offset
     return Prediction(mean, scale, xp.full(mean.shape, belief.freedom), draws)
+
+
+def chi_square(z: Array, freedom: Array, xp: Array) -> Array:
+    """χ² over its degrees of freedom, by the normal z that its cube root nearly is."""
+    part = 2.0 / (9.0 * freedom)
+    return xp.maximum(1.0 - part + xp.sqrt(part) * z, 0.02) ** 3
