@@ -17,6 +17,7 @@ Theme = Literal["light", "dark"]
 
 HEIGHT = 250
 MOST_BARS = 731
+_KINDS = ("usual", "outlier")
 _ARMS: dict[Theme, list[str]] = {
     "light": [
         *("#6d6c65", "#0b7d5a", "#c2620a", "#2b62c9"),
@@ -64,7 +65,6 @@ def theme(name: Theme) -> Spec:
             "dot": {"color": ink["accent"], "size": 110, "opacity": 1},
             "figure": {"color": ink["text"], "fontSize": 12},
             "bars": {"color": ink["accent"]},
-            "beyond": {"color": ink["other"]},
             "gap": {"color": ink["other"], "opacity": 0.28},
         },
     }
@@ -107,7 +107,12 @@ def amounts(
     ``bins`` are (from, below, rows); what begins at ``fence`` counts as that much where features
     are made. ``title`` is of the axis, with its unit.
     """
-    rows = [{"low": low, "high": high, "rows": count} for low, high, count in bins]
+    # A step's edge may differ from the fence in its last bit.
+    edge = fence * (1 - 1e-9)
+    rows = [
+        {"low": low, "high": high, "rows": count, "kind": _KINDS[low >= edge]}
+        for low, high, count in bins
+    ]
     return _with(_amounts(fence, title, what), rows)
 
 
@@ -115,6 +120,12 @@ def spend(months: Sequence[tuple[dt.date, float]], *, title: str) -> Spec:
     """Return the chart of what a customer spent by month, given as (first day, amount)."""
     rows = [{"at": f"{month:%Y-%m-%d}T00:00:00", "spend": value} for month, value in months]
     return _with(_spend(title), rows)
+
+
+def elasticity(rows: Sequence[Mapping[str, Any]]) -> Spec:
+    """Return the chart of elasticities by group, with intervals: group, estimate, low, high."""
+    shown = [{name: row[name] for name in ("group", "estimate", "low", "high")} for row in rows]
+    return _with(_elasticity(), shown)
 
 
 def themed(spec: Spec, name: Theme, *, width: int = 640) -> Spec:
@@ -360,22 +371,18 @@ def _days(gaps: Sequence[tuple[dt.date, dt.date]], what: str) -> Spec:
 
 
 def _amounts(fence: float, title: str, what: str) -> Spec:
-    axis = {"tickCount": 6, "format": "~s", "grid": False}
+    axis = {"tickCount": 6, "format": ",.12~g", "grid": False}
     x = {"type": "quantitative", "scale": {"type": "log"}, "title": title, "axis": axis}
-    place = {"x": {"field": "low"} | x, "x2": {"field": "high"}} | _rows(what)
-    # A step's edge may differ from the fence in its last bit.
-    beyond = f"datum.low >= {fence * (1 - 1e-9)!r}"
-    bars = [
-        {
-            "transform": [{"filter": test}],
-            "mark": {"type": "rect", "style": style, "tooltip": True},
-            "encoding": place,
-        }
-        for test, style in ((f"!({beyond})", "bars"), (beyond, "beyond"))
-    ]
+    scale = {"scale": {"domain": list(_KINDS), "range": "diverging"}}
+    bars = {
+        "mark": {"type": "rect", "tooltip": True},
+        "encoding": {"x": {"field": "low"} | x, "x2": {"field": "high"}}
+        | {"color": _colour(_KINDS, "kind") | scale}
+        | _rows(what),
+    }
     rule = {"mark": {"type": "rule", "style": "zero"}, "encoding": {"x": {"datum": fence} | x}}
     return _base("How amounts are spread, and from where on they count as outliers") | {
-        "layer": [*bars, rule]
+        "layer": [bars, rule]
     }
 
 
@@ -392,4 +399,24 @@ def _spend(title: str) -> Spec:
     return _base("What the customer spent by month") | {
         "mark": {"type": "bar", "style": "bars", "tooltip": True},
         "encoding": {"x": x, "y": y},
+    }
+
+
+def _elasticity() -> Spec:
+    x = {"type": "quantitative", "title": "Elasticity", "axis": {"tickCount": 5}}
+    y = {"field": "group", "type": "nominal", "title": None, "sort": None}
+    wide = {"axis": {"labelLimit": 190}}
+    rows = {"y": y | wide}
+    return _base("Price elasticity of each group with its interval") | {
+        "layer": [
+            {"mark": {"type": "rule", "style": "zero"}, "encoding": {"x": {"datum": 0} | x}},
+            {
+                "mark": {"type": "rule", "style": "interval"},
+                "encoding": rows | {"x": {"field": "low"} | x, "x2": {"field": "high"}},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "style": "dot"},
+                "encoding": rows | {"x": {"field": "estimate"} | x},
+            },
+        ],
     }

@@ -381,7 +381,11 @@ class Recent:
 def field_messages(error: BarterError, names: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the messages of an error by form field."""
     found = {
-        (names or {}).get(part.field, part.field): part.message[:1].upper() + part.message[1:] + "."
-        for part in error.errors
+        (names or {}).get(part.field, part.field): sentence(part.message) for part in error.errors
     }
     return found or {"form": error.detail}
+
+
+def sentence(message: str) -> str:
+    """Return a message as a sentence, with a capital and one full stop."""
+    return f"{message[:1].upper()}{message[1:].rstrip('.')}."

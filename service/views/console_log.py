@@ -155,7 +155,7 @@ def _row(decision: Decision, plan: CampaignDefinition, reward: Reward | None) ->
         "propensity": words.percent(decision.propensity),
         "reason": words.REASONS.get(decision.reason, decision.reason),
         "segment": segment_name(plan, segments[decision.segment]) if known else "—",
-        "unit": decision.unit.hex()[:10],
+        "unit": decision.unit.hex(),
         "result": _result(reward, plan.currency),
     }
 

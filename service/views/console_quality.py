@@ -1,6 +1,5 @@
 """What the page of an import shows: its verdict, figures, charts and fields, in plain words."""
 
-import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,10 +165,12 @@ def charts(job: Import, currency: str) -> list[Chart]:
 def _days(job: Import, counted: Quality) -> Chart:
     days = quality.filled(counted.days)
     gaps = quality.time_gaps(counted.days)
-    told = f"From {_day(days[0][0])} to {_day(days[-1][0])}"
+    told = f"From {words.day(days[0][0])} to {words.day(days[-1][0])}"
     empty = sum(1 for _, count in days if not count)
     without = f"{words.count(empty)} of {words.count(len(days))} days have no rows"
-    rows = tuple((_day(day), words.count(count)) for day, count in reversed(days[-SHOWN_DAYS:]))
+    rows = tuple(
+        (words.day(day), words.count(count)) for day, count in reversed(days[-SHOWN_DAYS:])
+    )
     return Chart(
         name="days",
         title="Rows by day" if len(days) <= drawn.MOST_BARS else "Rows by week",
@@ -201,13 +202,9 @@ def _amounts(job: Import, counted: Quality, spread: quality.Amounts, currency: s
     return Chart(
         name=spread.name,
         title=f"{NAMES[spread.name]}: how it is spread",
-        reading=f"Half are below {told(spread.median)}{unit}; 98 in 100 lie between"
+        reading=f"Half are at most {told(spread.median)}{unit}; 98 in 100 lie between"
         f" {told(spread.low)} and {told(spread.high)}.{free}",
         caption=beyond,
         waiting="",
         table=Table((f"{NAMES[spread.name]}{',' if unit else ''}{unit}", ROWS[job.kind]), rows),
     )
-
-
-def _day(day: dt.date) -> str:
-    return f"{day.day} {day:%b %Y}"

@@ -111,14 +111,14 @@ def _figures(held: CustomerFile, money: Money) -> tuple[Figure, ...]:
     saved = bought.discount_minor / listed if listed else 0.0
     return (
         Figure(
-            "Spent", amount(bought.paid_minor, money), f"since {words.moment(bought.first, 'UTC')}"
+            "Spent", amount(bought.paid_minor, money), f"since {words.day(bought.first.date())}"
         ),
         Figure(
             "Receipts",
             words.count(bought.receipts),
             f"{amount(bought.paid_minor / bought.receipts, money)} each",
         ),
-        Figure("Last purchase", words.ago(bought.last, now()), words.moment(bought.last, "UTC")),
+        Figure("Last purchase", words.day(bought.last.date()), words.ago(bought.last, now())),
         Figure("Saved by discounts", words.percent(saved), amount(bought.discount_minor, money)),
     )
 
@@ -220,12 +220,21 @@ def _product(one: Product, money: Money, pace: float | None) -> ProductRow:
         place=" / ".join(part for part in (one.department, one.category) if part),
         price="—" if one.price_minor is None else amount(one.price_minor, money),
         cost="—" if one.unit_cost_minor is None else amount(one.unit_cost_minor, money),
-        margin="—" if share is None else words.percent(share, 0),
+        margin="—" if share is None else _percent(share),
         margin_share=share,
         stock=words.count(one.stock),
         cover="" if days is None else _cover(days),
         short=one.stock == 0 or (days is not None and days < SHORT_COVER_DAYS),
     )
+
+
+def _percent(share: float) -> str:
+    """Return a margin in per cent, with a digit after the point where it is small.
+
+    >>> _percent(0.416), _percent(-0.0046)
+    ('42 %', '−0.5 %')
+    """
+    return words.percent(share, 0 if abs(share) >= 0.1 else 1).replace("-", "−")
 
 
 def _cover(days: float) -> str:

@@ -215,6 +215,11 @@ def long_moment(when: dt.datetime, zone_name: str) -> str:
     return f"{local:%A} {local.day} {local:%B %Y, %H:%M} {place(zone_name)} time"
 
 
+def day(date: dt.date) -> str:
+    """Return a day, such as ``1 Dec 2026``."""
+    return f"{date.day} {date:%b %Y}"
+
+
 def ago(when: dt.datetime | None, now: dt.datetime) -> str:
     """Return how long ago something was, such as ``3 min ago``."""
     if when is None:

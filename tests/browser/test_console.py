@@ -21,6 +21,7 @@ from werkzeug.serving import make_server
 from service import db
 from service.app import create_app
 from service.config import Config
+from service.imports import command
 from service.models import User
 from tests.loop import Loop, running
 
@@ -313,6 +314,71 @@ def test_the_live_page_follows_without_jumping(chromium: Browser, console: str, 
     assert marks.evaluate("one => one.isConnected")
     assert visitor.complaints == []
     context.close()
+
+
+def test_a_file_is_imported_seen_and_taken_back(
+    chromium: Browser, console: str, engine: Engine, config: Config, tmp_path: Path
+) -> None:
+    # Without transitions, colours are final as soon as the scheme changes.
+    context = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    context.set_default_timeout(15_000)
+    visitor = Visitor(context, console)
+    page = visitor.page
+    visitor.log_in()
+    page.get_by_role("link", name="Data", exact=True).click()
+    expect(page.get_by_text("Nothing imported yet")).to_be_visible()
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("a,b\n1,2\n")
+    _upload(page, wrong)
+    expect(page.locator("#file-error")).to_contain_text("No column holds unit")
+    visitor.check()
+    _upload(page, _receipts(tmp_path))
+    expect(page.get_by_text("Waiting to be read")).to_be_visible()
+    visitor.check()
+    command.waiting(engine, config, threading.Event())
+    # The page follows by itself, and shows what was found once it is there.
+    expect(page.get_by_role("heading", name="Rows by day")).to_be_visible(timeout=20_000)
+    expect(page.locator(".chart svg.marks").nth(3)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("1 of 91 rows were refused")).to_be_visible()
+    for path in ("", "/data", "/data/1/undo", "/customers", "/products"):
+        visitor.go(path or "/data/1")
+        for width, scheme in ((360, "dark"), (1280, "light")):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            visitor.check()
+    _look_at_a_customer(visitor)
+    visitor.go("/data/1")
+    page.get_by_role("link", name="Take it back").press("Enter")
+    page.get_by_role("button", name="Take it back").press("Enter")
+    expect(page.get_by_text("This import was taken back")).to_be_visible()
+    visitor.check()
+    context.close()
+
+
+def _receipts(folder: Path) -> Path:
+    """Return a file of three months of receipts with a gap and a row that cannot be."""
+    path = folder / "receipts.csv"
+    days = [f"2026-{month:02d}-{day:02d}" for month in (3, 4, 5) for day in range(1, 31)]
+    rows = [f"ana,p{place % 4},b{place},2,{3 + place % 5}.50,0.5,{day}" for place, day in
+            enumerate(days)]  # fmt: skip
+    header = "customer_id,product_id,basket_id,quantity,paid,discount,date"
+    path.write_text("\n".join([header, *rows, "ana,p1,b,1,-1,0,2026-03-01"]) + "\n")
+    return path
+
+
+def _upload(page: Page, path: Path) -> None:
+    page.get_by_label("File", exact=True).set_input_files(path)
+    page.get_by_role("button", name="Import", exact=True).click()
+
+
+def _look_at_a_customer(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.go("/customers")
+    page.get_by_label("Customer’s identifier").fill("ana")
+    page.get_by_label("Customer’s identifier").press("Enter")
+    expect(page.get_by_role("heading", name="Last receipts")).to_be_visible()
+    expect(page.locator(".chart svg.marks")).to_be_visible(timeout=20_000)
+    visitor.check()
 
 
 def test_everything_works_with_the_keyboard_and_without_scripts(
