@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from scipy.stats import qmc
 
 from bandits.backend import Backend
 from bandits.features import ONE
@@ -120,6 +119,9 @@ def regressor(
 
 def normal_points(width: int) -> NDArray[np.float64]:
     """(POINTS, width) points that stand for a standard normal, always the same."""
+    # A second's import, which serving processes of other campaigns never need.
+    from scipy.stats import qmc
+
     uniform = qmc.Sobol(width, scramble=False).random(POINTS)
     normal: NDArray[np.float64] = special.ndtri(uniform + 0.5 / POINTS)
     return normal

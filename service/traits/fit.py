@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bandits.customers import clv, personas
 from bandits.customers.personas import Personas
-from service.traits import prices, taste
+from service.traits import prices, taste, vectors
 from service.traits.history import Floats, Shop
-from service.traits.taste import Taste
+from service.traits.vectors import Taste
 
 WEEK, YEAR_WEEKS = 7.0, 52.0
 FEWEST_CUSTOMERS = 50
@@ -31,7 +31,7 @@ TRAITS = {
     "value_minor": "expected spend in the next year, in minor units (BG/NBD and Gamma-Gamma)",
     "persona": "the group of customers that behave alike, such as persona-1",
     "elasticity": "price elasticity of the persona's purchases, drawn to that of all",
-    **dict.fromkeys(taste.NAMES, "a direction in which the recommender's customers differ"),
+    **dict.fromkeys(vectors.NAMES, "a direction in which the recommender's customers differ"),
 }
 """What can be known of a customer, and what it means."""
 
@@ -72,8 +72,8 @@ def fit(shop: Shop, *, last: Last | None = None) -> Fitted:
     old = None if before.taste is None else (before.taste, list(before.products))
     found = _try("taste", summary, lambda: taste.fit(shop, old, summary))
     if found is not None:
-        vectors = taste.tastes(found, found.factors.users)
-        traits |= {name: vectors[:, place] for place, name in enumerate(taste.NAMES)}
+        places = vectors.tastes(found, found.factors.users)
+        traits |= {name: places[:, place] for place, name in enumerate(vectors.NAMES)}
         found = found._replace(factors=taste.without_users(found.factors))
     return Fitted(traits, found, groups, summary)
 

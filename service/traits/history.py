@@ -8,13 +8,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from service.imports import quality
+from service.traits.vectors import WEIGHTS
 
 DAYS = 730
 """Receipts and interactions older than this, before the newest, are left out."""
-WEIGHTS = {"view": 1.0, "click": 1.0, "cart": 2.0, "review": 2.0, "purchase": 3.0}
-"""How much an interaction of each kind says of a customer's taste; a receipt's line is a purchase,
-and what came back counts as nothing."""
-
 _RECEIPTS = f"""
 COPY (
     SELECT encode(unit, 'hex'), product_id, quantity, paid_minor, discount_minor,

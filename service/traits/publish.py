@@ -1,8 +1,8 @@
-"""One version of models and traits into the database, and the newest recommender out of it."""
+"""One version of models and traits into the database, and the last one out of it to go on from."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import orjson
@@ -11,22 +11,18 @@ from sqlalchemy.orm import Session
 
 from bandits import artefact
 from bandits.customers.personas import Personas
-from bandits.recommender.factors import Factors
 from service.models import Model
+from service.traits import stored
 from service.traits.fit import Fitted, Last
 from service.traits.history import Shop
-from service.traits.taste import Taste, Tastes
+from service.traits.stored import DIRECTION, SUMMARY, TASTE, newest_version
 
-SUMMARY, TASTE, DIRECTION, PERSONAS = "summary", "taste", "direction", "personas"
+PERSONAS = "personas"
 ROWS = 20_000
 KEPT = 3
 _DIGITS = 5
-_NONE = np.zeros((0, 0), np.float32)
-_NO_FACTORS = Factors.make(_NONE, _NONE, kind=0)
-_NO_TASTES = Tastes(_NONE.ravel(), _NONE)
 _ROW, _TABLE = np.zeros(0), np.zeros((0, 0))
 _NO_PERSONAS = Personas(_ROW, _ROW, _ROW, _TABLE, _TABLE, _ROW)
-M = TypeVar("M", bound=tuple[Any, ...])
 
 
 def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
@@ -43,39 +39,14 @@ def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     return version
 
 
-def newest(session: Session) -> Model | None:
-    """Return what was found by the newest version, for people, if there is one."""
-    return session.scalars(
-        select(Model).where(Model.name == SUMMARY).order_by(Model.version.desc()).limit(1)
-    ).first()
-
-
-def newest_version(session: Session) -> int:
-    """Return the number of the newest version, 0 where there is none."""
-    return session.scalar(select(func.max(Model.version)).where(Model.name == SUMMARY)) or 0
-
-
 def last(session: Session) -> Last:
     """Return the models that were published last, as far as there are any."""
     version = newest_version(session)
-    model = session.get(Model, (TASTE, version))
     return Last(
-        taste_of(session, version),
-        () if model is None else tuple(model.keys),
-        _model(session, PERSONAS, version, _NO_PERSONAS),
+        stored.taste_of(session, version),
+        tuple(stored.products(session, version)),
+        stored.model(session, PERSONAS, version, like=_NO_PERSONAS),
     )
-
-
-def taste_of(session: Session, version: int) -> Taste | None:
-    """Return the recommender of a version, or None where none could be fitted."""
-    factors = _model(session, TASTE, version, _NO_FACTORS)
-    tastes = _model(session, DIRECTION, version, _NO_TASTES)
-    return None if factors is None or tastes is None else Taste(factors, tastes)
-
-
-def _model(session: Session, name: str, version: int, like: M) -> M | None:
-    found = session.get(Model, (name, version))
-    return None if found is None else artefact.from_bytes(found.artefact, like=like)
 
 
 def _store_models(engine: Engine, shop: Shop, fitted: Fitted) -> int:

@@ -14,9 +14,8 @@ from sqlalchemy.orm import Session
 
 from bandits.recommender import factors, fold_in
 from service.models import Product
-from service.traits import publish
-from service.traits.history import WEIGHTS
-from service.traits.taste import NAMES, Taste, tastes
+from service.traits import stored
+from service.traits.vectors import NAMES, WEIGHTS, Taste, tastes
 
 LOOK_SECONDS = 2.0
 MOST_EVENTS = 1_000
@@ -99,10 +98,10 @@ class Recommender:
         if time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         with self._lock:
-            version = publish.newest_version(session)
+            version = stored.newest_version(session)
             if version != self._version:
-                last = publish.last(session)
-                self._taste, self._keys = last.taste, list(last.products)
+                self._taste = stored.taste_of(session, version)
+                self._keys = stored.products(session, version)
                 self._place = {key: place for place, key in enumerate(self._keys)}
                 self._version = version
             self._looked_at = time.monotonic()

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from service.traits import history, publish
+from service.traits import history, publish, stored
 from service.traits.fit import fit
 
 FEWEST = 1_000
@@ -38,7 +38,7 @@ def arrived(session: Session) -> int:
 
 def due(session: Session, *, now: dt.datetime | None = None) -> bool:
     """Tell whether enough has come in since the last fit."""
-    count, last = arrived(session), publish.newest(session)
+    count, last = arrived(session), stored.newest(session)
     if last is None:
         return count >= FEWEST
     had = int(last.summary.get("arrived", 0))

@@ -4,7 +4,7 @@ A refit begins at the last one's items and is turned onto them (`bandits.recomme
 and the directions are kept, so that what a campaign has learnt of a taste still holds.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,29 +12,12 @@ from numpy.typing import NDArray
 from bandits import recommender
 from bandits.recommender import alignment, interactions
 from bandits.recommender.factors import Factors
-from service.traits.history import WEIGHTS, Shop
+from service.traits.history import Shop
+from service.traits.vectors import TASTES, WEIGHTS, Taste, Tastes
 
-FACTORS, TASTES = 32, 8
+FACTORS = 32
 REFIT_ITERATIONS = 6
 FEWEST_EVENTS = 100
-NAMES = tuple(f"taste_{place}" for place in range(1, TASTES + 1))
-
-
-class Tastes(NamedTuple):
-    """How a customer's vector becomes tastes, kept from refit to refit.
-
-    ``direction`` (K, T) takes the vector, less ``centre`` (K,), to T tastes of variance about 1.
-    """
-
-    centre: NDArray[np.float32]
-    direction: NDArray[np.float32]
-
-
-class Taste(NamedTuple):
-    """A recommender as it is served, without its customers: these are folded in."""
-
-    factors: Factors
-    tastes: Tastes
 
 
 def events(shop: Shop) -> interactions.Interactions:
@@ -118,14 +101,6 @@ def _moved(
     """Return how far the shared items' vectors moved, as a share of their length."""
     away = np.linalg.norm(new.items[here] - old.items[there])
     return float(away / max(float(np.linalg.norm(old.items[there])), 1e-12))
-
-
-def tastes(taste: Taste, vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the tastes (B, T) of customers' vectors (B, K)."""
-    found: NDArray[np.float32] = (
-        np.asarray(vectors) - taste.tastes.centre
-    ) @ taste.tastes.direction
-    return found
 
 
 def without_users(factors: Factors) -> Factors:

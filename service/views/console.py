@@ -19,6 +19,7 @@ from service.views import (
     console_live,
     console_log,
     console_shop,
+    console_traits,
 )
 from service.views.console_base import (
     THEMES,
@@ -42,6 +43,7 @@ __all__ = [
     "console_live",
     "console_log",
     "console_shop",
+    "console_traits",
     "error_page",
 ]
 

@@ -76,6 +76,8 @@ _SECTION = {
     "search_customer": "data",
     "customer": "data",
     "products": "data",
+    "personas": "data",
+    "elasticities": "data",
 }
 
 blueprint = Blueprint("console", __name__, template_folder="../templates")

@@ -19,6 +19,7 @@ from service.views.console_base import PAGE_SIZE, Reply, database, may, now, pag
 from service.views.console_data import drawable, picture
 from service.views.console_live import Chart, Figure, Table
 from service.views.console_log import table as decision_rows
+from service.views.console_traits import insights
 
 MOST_MONTHS = 24
 NAMED_ITEMS = 3
@@ -58,6 +59,7 @@ def customer(unit: str) -> Reply:
         money = shop.money(session)
         known = session.scalars(select(Campaign)).all() if held.decisions else []
         decisions = decision_rows(session, held.decisions, known)
+        insight = insights(session, _pseudonym(unit), money)
     if held.empty:
         raise NotFound("Nothing is stored of this customer.")
     return render(
@@ -71,6 +73,7 @@ def customer(unit: str) -> Reply:
         receipts=[_receipt(one, money) for one in held.receipts],
         rows=decisions if may("decisions") else [],
         many=True,
+        **insight,
     )
 
 

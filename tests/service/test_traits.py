@@ -1,6 +1,8 @@
 """Traits: computed from receipts and interactions, published, read by decisions; and newcomers."""
 
 import datetime as dt
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +19,11 @@ from service.imports import load
 from service.models import Customer, Model
 from service.runtime import pseudonym
 from service.spool import Spool
-from service.traits import history, publish, schedule
+from service.traits import history, publish, schedule, stored
 from service.traits.fit import TRAITS, fit
 from service.traits.recommend import Recommender
-from service.traits.taste import NAMES, events
+from service.traits.taste import events
+from service.traits.vectors import NAMES
 from tests.web import Web, fields, serving
 
 DAY0 = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -49,7 +52,7 @@ def shop(engine: Engine, config: Config) -> Engine:
     return engine
 
 
-def stored(engine: Engine, config: Config, unit: str) -> dict[str, Any]:
+def traits_of(engine: Engine, config: Config, unit: str) -> dict[str, Any]:
     with db.transaction(engine) as session:
         found = session.get_one(Customer, pseudonym(config.key("unit"), unit))
         return dict(found.traits)
@@ -60,7 +63,7 @@ def test_traits_are_what_the_receipts_say(shop: Engine, config: Config) -> None:
     rows = [row for row in receipts() if row.unit == "u3"]
     days = sorted({row.bought_at.date() for row in rows})
     newest = max(row.bought_at for row in receipts()).date()
-    found = stored(shop, config, "u3")
+    found = traits_of(shop, config, "u3")
     assert set(found) <= set(TRAITS)
     assert found["orders"] == len(days)
     assert found["recency_days"] == (newest - days[-1]).days
@@ -75,7 +78,7 @@ def test_traits_are_what_the_receipts_say(shop: Engine, config: Config) -> None:
     _, every = clv.history(lines.unit, lines.day, lines.paid, until=until, unit=7.0)
     buying = clv.fit_buying(every)
     with db.transaction(shop) as session:
-        summary = publish.newest(session)
+        summary = stored.newest(session)
         assert summary is not None
         assert summary.summary["lifetime"]["buying"]["r"] == pytest.approx(buying.estimate[0])
         assert summary.summary["failed"] == {}
@@ -92,7 +95,7 @@ def test_tastes_tell_the_two_kinds_of_customers_apart_and_stay_where_they_are(
 
     def all_tastes() -> NDArray[np.float64]:
         return np.array(
-            [[stored(shop, config, f"u{n}")[name] for name in NAMES] for n in range(40)]
+            [[traits_of(shop, config, f"u{n}")[name] for name in NAMES] for n in range(40)]
         )
 
     first = all_tastes()
@@ -105,7 +108,7 @@ def test_tastes_tell_the_two_kinds_of_customers_apart_and_stay_where_they_are(
     moved = np.abs(again - first)[:, parting].mean()
     assert moved < 0.3 * apart[parting], "a feature keeps its meaning from refit to refit"
     with db.transaction(shop) as session:
-        model = publish.newest(session)
+        model = stored.newest(session)
         assert model is not None
         assert 0 < model.summary["moved"] < 1
 
@@ -130,9 +133,9 @@ def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config:
     rows = [row for row in receipts(6) if row.id.split("-")[1] == "0"]
     load.transactions(engine, config, rows)
     schedule.refresh(engine)
-    assert stored(engine, config, "u0")["orders"] == 1
+    assert traits_of(engine, config, "u0")["orders"] == 1
     with db.transaction(engine) as session:
-        model = publish.newest(session)
+        model = stored.newest(session)
         assert model is not None
         assert set(model.summary["failed"]) == {"lifetime", "personas", "elasticity", "taste"}
         assert "100 needed" in model.summary["failed"]["taste"]
@@ -262,3 +265,15 @@ def test_a_restart_of_the_local_file_brings_the_traits_back(shop: Engine, config
         assert b'"recency_days"' in known
     finally:
         again.close()
+
+
+def test_serving_processes_import_nothing_that_fits() -> None:
+    code = (
+        "import sys, service.app;"
+        "print([name for name in ('jax', 'lightgbm', 'pyarrow', 'scipy.stats', 'scipy.optimize',"
+        " 'bandits.customers.clv', 'service.traits.fit') if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.strip() == "[]"

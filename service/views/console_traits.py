@@ -1,0 +1,211 @@
+"""Pages of what was found in the shop's receipts: personas and price elasticities."""
+
+from typing import Any
+
+from flask import current_app
+from sqlalchemy.orm import Session
+
+from service import charts as drawn
+from service import shop
+from service.models import Customer, Model
+from service.shop import Money
+from service.traits import stored
+from service.traits.recommend import Recommender, named
+from service.views import console_words as words
+from service.views.console_base import Reply, database, now, page, render
+from service.views.console_data import drawable, picture
+from service.views.console_live import Chart, Figure, Table
+
+RECOMMENDED = 8
+CAVEAT = (
+    "What went with a lower price, not what it alone would do: receipts do not tell what was"
+    " advertised or sold out, and people stock up in promotions. A campaign finds it out by trying."
+)
+
+
+@page("/personas", needs="read")
+def personas() -> Reply:
+    """Show the groups of customers that behave alike."""
+    with database() as session:
+        found, money = stored.newest(session), shop.money(session)
+    groups = [] if found is None else found.summary.get("personas", [])
+    return render(
+        "personas.html",
+        groups=_groups(groups, found, money),
+        computed=_computed(found),
+        failed=None if found is None else found.summary["failed"].get("personas"),
+    )
+
+
+@page("/elasticities", needs="read")
+def elasticities() -> Reply:
+    """Show how much more is sold where prices are lower."""
+    with database() as session:
+        found = stored.newest(session)
+    told = _elasticities(found)
+    return render(
+        "elasticities.html",
+        charts=[_chart(name, title, rows) for name, title, rows in told],
+        specs=drawable(_specs(found)),
+        computed=_computed(found),
+        failed=None if found is None else found.summary["failed"].get("elasticity"),
+    )
+
+
+@page("/elasticities/<any(departments,personas):name>.svg", needs="read")
+def elasticity_picture(name: str) -> Reply:
+    """Draw elasticities on the server, for browsers without scripts."""
+    with database() as session:
+        return picture(_specs(stored.newest(session)).get(name))
+
+
+def insights(session: Session, unit: bytes, money: Money) -> dict[str, Any]:
+    """Return what was computed of one customer, for their page: figures and recommendations."""
+    held, found = session.get(Customer, unit), stored.newest(session)
+    traits = {} if held is None else held.traits
+    recommender: Recommender = current_app.extensions["barter.recommender"]
+    best = recommender.for_unit(session, unit, RECOMMENDED)
+    known = named(session, best)
+    return {
+        "insight_figures": _customer_figures(traits, found, money),
+        "recommended": [
+            {
+                "id": key,
+                "name": (known[key].name or known[key].category or key) if key in known else key,
+                "place": known[key].department or "" if key in known else "",
+            }
+            for key, _ in best.products
+        ],
+        "events": best.events,
+    }
+
+
+def _customer_figures(
+    traits: dict[str, Any], found: Model | None, money: Money
+) -> tuple[Figure, ...]:
+    figures = []
+    names = {} if found is None else _names(found)
+    if "persona" in traits:
+        key = traits["persona"]
+        figures.append(Figure("Persona", key, names.get(key, "")))
+    if "value_minor" in traits:
+        worth = shop_amount(traits["value_minor"], money)
+        figures.append(Figure("Expected to spend", worth, "in the next year"))
+    if "alive" in traits:
+        still = words.percent(traits["alive"], 0)
+        figures.append(Figure("Still a customer", still, "chance, by how they bought so far"))
+    return tuple(figures)
+
+
+def _names(found: Model) -> dict[str, str]:
+    return {one["key"]: one["name"] for one in found.summary.get("personas", [])}
+
+
+def shop_amount(minor: float, money: Money) -> str:
+    """Return money without its smallest units, as estimates are told."""
+    figure = f"{minor / 10**money.decimals:,.0f}".replace(",", "\u202f")
+    return f"{figure} {money.currency}".rstrip()
+
+
+def _computed(found: Model | None) -> str:
+    if found is None:
+        return ""
+    lines = words.count(found.summary.get("receipt_lines"))
+    return f"Computed {words.ago(found.created_at, now())} from {lines} receipt lines."
+
+
+# ---------------------------------------------------------------- personas
+
+_SHOWN = (
+    ("orders", "Days with a purchase"),
+    ("recency_days", "Days since the last one"),
+    ("spend_minor", "Spent"),
+    ("discount_share", "Saved by discounts"),
+    ("value_minor", "Expected next year"),
+)
+
+
+def _groups(
+    groups: list[dict[str, Any]], found: Model | None, money: Money
+) -> list[dict[str, Any]]:
+    total = sum(one["size"] for one in groups) or 1
+    most = {
+        name: max((one["medians"].get(name, 0.0) for one in groups), default=0.0) or 1.0
+        for name, _ in _SHOWN
+    }
+    slopes = {} if found is None else _slopes(found)
+    return [
+        {
+            "key": one["key"],
+            "name": one["name"],
+            "size": words.count(one["size"]),
+            "share": one["size"] / total,
+            "percent": words.percent(one["size"] / total, 0),
+            "elasticity": slopes.get(one["key"]),
+            "medians": [
+                {
+                    "title": title,
+                    "text": _median(name, one["medians"][name], money),
+                    "share": one["medians"][name] / most[name],
+                }
+                for name, title in _SHOWN
+                if name in one["medians"]
+            ],
+        }
+        for one in groups
+    ]
+
+
+def _slopes(found: Model) -> dict[str, str]:
+    rows = found.summary.get("elasticity", {}).get("personas", [])
+    return {one["group"]: _figure(one) for one in rows}
+
+
+def _median(name: str, value: float, money: Money) -> str:
+    if name.endswith("_minor"):
+        return shop_amount(value, money)
+    if name == "discount_share":
+        return words.percent(value, 0)
+    return words.count(round(value))
+
+
+# ---------------------------------------------------------------- elasticities
+
+
+def _elasticities(found: Model | None) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    if found is None:
+        return []
+    told = found.summary.get("elasticity", {})
+    names = _names(found)
+    parts = (("departments", "By department"), ("personas", "By persona"))
+    return [
+        (name, title, [one | {"group": names.get(one["group"], one["group"])} for one in rows])
+        for name, title in parts
+        if (rows := sorted(told.get(name, []), key=lambda one: one["estimate"]))
+    ]
+
+
+def _specs(found: Model | None) -> dict[str, drawn.Spec]:
+    return {name: drawn.elasticity(rows) for name, _, rows in _elasticities(found)}
+
+
+def _chart(name: str, title: str, rows: list[dict[str, Any]]) -> Chart:
+    most, least = rows[0], rows[-1]
+    more = -most["estimate"] * 10
+    return Chart(
+        name=name,
+        title=title,
+        reading=f"“{most['group'].capitalize()}” reacts most: about {more:.0f} % more pieces where"
+        f" the price is 10 % lower. “{least['group'].capitalize()}” reacts least.",
+        caption=CAVEAT,
+        waiting="",
+        table=Table(
+            ("Group", "Elasticity, 95 % interval"),
+            tuple((one["group"], _figure(one)) for one in rows),
+        ),
+    )
+
+
+def _figure(one: dict[str, Any]) -> str:
+    text = f"{one['estimate']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+    return text.replace("-", "−")

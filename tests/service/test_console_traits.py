@@ -1,0 +1,75 @@
+"""The console's pages of what was found in receipts: personas, elasticities, and a customer's."""
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from sqlalchemy import Engine
+
+from service import db
+from service.app import create_app
+from service.config import Config
+from service.imports import load
+from service.models import ROLES, User
+from service.runtime import pseudonym
+from service.traits import schedule, stored
+from tests.service.test_console import HASH, Browser
+from tests.service.test_traits import receipts
+
+
+@pytest.fixture
+def app(config: Config, engine: Engine) -> Iterator[Flask]:
+    with db.transaction(engine) as session:
+        for role in ROLES:
+            email, name = f"{role}@shop.example", role.capitalize()
+            session.add(User(email=email, name=name, role=role, password_hash=HASH))
+    made = create_app(config)
+    yield made
+    made.extensions["barter"].stop()
+    made.extensions["barter.engine"].dispose()
+
+
+def test_before_anything_was_computed_the_pages_say_how_to_begin(app: Flask) -> None:
+    browser = Browser(app).log_in("analyst")
+    assert "No personas yet" in browser.get("/personas").text
+    assert "No elasticities yet" in browser.get("/elasticities").text
+    assert browser.client.get("/elasticities/departments.svg").status_code == 404
+
+
+def test_personas_prices_and_a_customers_page_show_what_was_found(
+    app: Flask, engine: Engine, config: Config
+) -> None:
+    goods = [
+        load.ProductRow(f"p{n}", "Tea" if n < 20 else "Pots", None, f"Item {n}", 500)
+        for n in range(40)
+    ]
+    load.products(engine, goods)
+    load.transactions(engine, config, receipts())
+    schedule.refresh(engine)
+    with db.transaction(engine) as session:
+        found = stored.newest(session)
+        assert found is not None
+        groups, told = found.summary["personas"], found.summary["elasticity"]
+
+    browser = Browser(app).log_in("analyst")
+    page = browser.get("/personas").text
+    for one in groups:
+        assert one["name"].capitalize() in page
+        assert f"persona is {one['key']}" in page
+    assert page.count("<h2") == len(groups)
+
+    page = browser.get("/elasticities").text
+    assert {one["group"] for one in told["departments"]} == {"Tea", "Pots"}
+    for one in (*told["departments"], *told["personas"]):
+        figure = f"{one['estimate']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+        assert figure.replace("-", "−") in page
+    picture = browser.client.get("/elasticities/departments.svg?theme=dark")
+    assert picture.mimetype == "image/svg+xml"
+    assert b"Tea" in picture.data
+
+    unit = pseudonym(config.key("unit"), "u3").hex()
+    page = browser.get(f"/customers/{unit}").text
+    assert "Expected to spend" in page
+    assert "May want next" in page
+    assert "persona-" in page
+    assert page.count("<li><strong>Item") == 8
