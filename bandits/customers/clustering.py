@@ -32,7 +32,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 Floats = NDArray[np.float64]
@@ -157,14 +156,16 @@ def mixture(
 
 def log_densities(x: Rows, found: Mixture) -> Floats:
     """``ln(weight · density)`` (N, K) of each row under each component, in double precision."""
-    out = np.empty((len(x), len(found.weight)))
-    width = x.shape[1]
-    for k, (weight, mean) in enumerate(zip(found.weight, found.mean, strict=True)):
-        root = _whitening(found.covariance[k])
-        apart = np.square((np.asarray(x, np.float64) - mean) @ root).sum(axis=1)
-        log_size = np.log(np.diag(root)).sum() - 0.5 * width * np.log(2.0 * np.pi)
-        out[:, k] = np.log(weight) + log_size - 0.5 * apart
-    return out
+    rows, out = np.asarray(x, np.float64), np.empty((len(x), len(found.weight)))
+    for k, (mean, covariance) in enumerate(zip(found.mean, found.covariance, strict=True)):
+        if covariance.ndim == 1:
+            size, white = np.log(covariance).sum(), (rows - mean) / np.sqrt(covariance)
+        else:
+            root = _whitening(covariance)
+            size, white = -2.0 * np.log(np.diag(root)).sum(), (rows - mean) @ root
+        out[:, k] = size + np.einsum("nd,nd->n", white, white)
+    level = np.log(found.weight) - 0.5 * rows.shape[1] * np.log(2.0 * np.pi)
+    return np.asarray(level - 0.5 * out, np.float64)
 
 
 def _sample(x: Rows, k: int, rng: np.random.Generator) -> tuple[Rows, Floats, Floats]:
@@ -328,11 +329,7 @@ def _maximised(
 
 def _whitening(covariance: Floats) -> Floats:
     """A matrix (D, D), triangular, that makes a component's covariance the identity."""
-    if covariance.ndim == 1:
-        return np.asarray(np.diag(1.0 / np.sqrt(covariance)), np.float64)
-    root = np.linalg.cholesky(covariance)
-    out: Floats = linalg.solve_triangular(root, np.eye(len(root)), lower=True).T
-    return out
+    return np.asarray(np.linalg.inv(np.linalg.cholesky(covariance)).T, np.float64)
 
 
 def _full_step(found: Mixture, origin: Rows, kind: Any) -> Pass:

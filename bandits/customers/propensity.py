@@ -49,6 +49,8 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
 }
 #: Rows of a leaf, at least; depth of a tree, at most; how much each tree corrects those before it.
 LEAF_ROWS, DEPTH, RATE = 20, 8, 0.05
+#: Rows times trees that are walked at once.
+WALKED = 1 << 14
 #: Bins of the table of reliability, equally filled.
 BINS = 10
 #: Scores are kept within what a float64 can tell from 0 and 1.
@@ -366,14 +368,20 @@ def _score(model: Model, x: Floats) -> Floats:
 
 
 def _walked(model: Trees, x: Floats) -> Floats:
-    at = np.zeros((len(x), len(model.feature)), np.int64)
-    tree, row = np.arange(len(model.feature)), np.arange(len(x))[:, None]
-    for _ in range(DEPTH):
-        seen = x[row, np.maximum(model.feature[tree, at], 0)]
-        at = np.where(
-            seen <= model.threshold[tree, at], model.left[tree, at], model.right[tree, at]
-        )
-    out: Floats = model.value[tree, at].sum(axis=1)
+    """The sum of the leaves (R,) that each row comes to; rows in blocks that fit the cache."""
+    trees, nodes = model.feature.shape
+    first = np.arange(trees) * nodes
+    feature, threshold = np.maximum(model.feature, 0).ravel(), model.threshold.ravel()
+    left, right = ((side + first[:, None]).ravel() for side in (model.left, model.right))
+    out, size = np.empty(len(x)), max(1, WALKED // max(trees, 1))
+    for start in range(0, len(x), size):
+        part = np.ascontiguousarray(x[start : start + size])
+        row = np.arange(len(part))[:, None] * x.shape[1]
+        at = np.broadcast_to(first, (len(part), trees))
+        for _ in range(min(DEPTH, nodes // 2)):  # no deeper than leaves less one
+            seen = part.ravel().take(row + feature.take(at))
+            at = np.where(seen <= threshold.take(at), left.take(at), right.take(at))
+        out[start : start + size] = model.value.ravel().take(at).sum(axis=1)
     return out
 
 

@@ -120,6 +120,14 @@ def test_a_network_is_what_flax_computes() -> None:
     np.testing.assert_allclose(propensity._score(model, x), np.asarray(odds), atol=1e-5)
 
 
+def test_the_network_lowers_for_a_gpu() -> None:
+    network = importlib.import_module("bandits.customers.propensity_network")
+    jax = importlib.import_module("jax")
+    x, y = np.ones((8, 3), np.float32), np.ones(8, np.float32)
+    traced = network._fit.trace(x, y, y, 8, jax.random.key(0), 5, 0.1, units=4)
+    assert traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("kind", ["isotonic", "sigmoid"])
 def test_calibration_mends_what_is_too_sure(kind: Literal["isotonic", "sigmoid"]) -> None:
     rng = np.random.default_rng(2)
