@@ -15,6 +15,11 @@ they are taken back, so after any order, grouping or reversal the state is that 
 the remaining rows at the same "now", in every byte. Without 0/1 weights the sums that are read are
 float64: every policy reads those as well.
 
+A policy with a last layer that counts, over weights that only its ``retrain`` changes, forgets in
+that layer: the weights (fields :data:`FITTED`) are kept once, beside the ring. Its ``retrain`` is
+given rows with buckets, fits the weights to those that weigh :data:`FIT_WEIGHT` at least (a fit
+does not weigh rows), and counts all rows afresh in their buckets.
+
 Source: discounted Thompson sampling, Raj and Kalyani (2017, arXiv 1707.09727); sliding-window
 Thompson sampling, Trovò et al., JAIR 68 (2020).
 
@@ -31,15 +36,21 @@ Thompson sampling, Trovò et al., JAIR 68 (2020).
 import functools
 import itertools
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bandits.backend import Backend, is_traced, named, namespace
 from bandits.types import Array, Batch, Belief, Contexts, Policy, State
 
 __all__ = ["Batch", "Contexts", "advance", "fits", "merge", "negate", "now", "reset", "wrap"]
 
+#: Fields of a state that are no sums, but what ``retrain`` fitted.
+FITTED = frozenset({"weights"})
+#: Weight that a row must have to be fitted to: two half-lives.
+FIT_WEIGHT = 0.25
 #: Half-lives that the ring spans unless told: what is older weighs less than 2**-8.
 HALF_LIVES = 8
 
@@ -64,12 +75,12 @@ def wrap(
         backend: the base's.
 
     Returns:
-        The policy. Its state has the base's fields with a leading axis T, then ``bucket`` (T,)
-        int64, the number of the bucket in each slot (negative ones have not come yet), and
+        The policy. Its state has the base's fields, sums with a leading axis T, then ``bucket``
+        (T,) int64, the number of the bucket in each slot (negative ones have not come yet), and
         ``since`` () int64, the bucket of the last reset.
 
     Raises:
-        ValueError: the base's state is not int64 sums, or an argument is out of range.
+        ValueError: the base does not fit, or an argument is out of range.
     """
     if not fits(base):
         raise ValueError(f"{base.name} does not learn by counting alone: retrain it on newer rows")
@@ -83,7 +94,7 @@ def wrap(
     kind = _kind(base_kind)
 
     def init() -> State:
-        ring = (xp.zeros((buckets, *np.shape(field)), dtype=xp.int64) for field in empty)
+        ring = _each(empty, lambda field: xp.zeros((buckets, *np.shape(field)), dtype=xp.int64))
         return kind(*ring, xp.arange(-buckets, 0, dtype=xp.int64), xp.asarray(0, dtype=xp.int64))
 
     def update(state: State, batch: Batch) -> State:
@@ -96,15 +107,32 @@ def wrap(
 
     def believe(state: State) -> Belief:
         weight = _weights(state, half_life=half_life, window=window, kept=kept, xp=xp)
-        return base.believe(base_kind(*(_weighted(weight, f, xp) for f in state[:-2])))
+        return base.believe(base_kind(*_each(state, lambda field: _weighted(weight, field, xp))))
 
-    return Policy(base.name, init, update, believe, base.probabilities)
+    def retrain(state: State, batch: Batch, seed: int) -> State:
+        _check(state, batch, buckets=buckets)
+        host = type(state)(*(np.asarray(field) for field in state))
+        moved = _advanced(host, np.asarray(batch.bucket).max(initial=-1), np)
+        weight = _weights(moved, half_life=half_life, window=window, kept=kept, xp=np)
+        rows = np.asarray(batch.bucket)
+        there = moved.bucket[rows % buckets] == rows
+        recent = np.flatnonzero(there & (weight[rows % buckets] >= FIT_WEIGHT))
+        sums = base_kind(*_each(moved, lambda field: _weighted(weight, field, np)))
+        found = base.retrain(sums, _part(batch, recent), seed)  # type: ignore[misc]
+        fitted = {name: getattr(found, name) for name in FITTED}
+        nothing = type(state)(*_each(moved, np.zeros_like), moved.bucket, moved.since)
+        return update(nothing._replace(**fitted), batch)
+
+    again = None if base.retrain is None else retrain
+    return Policy(base.name, init, update, believe, base.probabilities, again)
 
 
 def fits(base: Policy) -> bool:
-    """Whether all that a policy learns is int64 sums, which begin at 0."""
-    return base.retrain is None and all(
-        np.dtype(field.dtype) == np.int64 and not np.any(field) for field in base.init()
+    """Whether a policy goes on learning by int64 sums, which begin at 0, over fixed weights."""
+    state = base.init()
+    return all(
+        name in FITTED or (np.dtype(field.dtype) == np.int64 and not np.any(field))
+        for name, field in zip(state._fields, state, strict=True)
     )
 
 
@@ -130,14 +158,39 @@ def merge(a: State, b: State) -> State:
     if type(a) is not type(b) or [f.shape for f in a] != [f.shape for f in b]:
         raise ValueError("states of different policies, shapes or buckets cannot be merged")
     xp = namespace(a.bucket)
+    if any(
+        not np.array_equal(getattr(a, name), getattr(b, name)) for name in FITTED & {*a._fields}
+    ):
+        raise ValueError("states under different weights cannot be merged")
     one, two = _advanced(a, now(b), xp), _advanced(b, now(a), xp)
-    sums = (x + y for x, y in zip(one[:-2], two[:-2], strict=True))
+    sums = _each(one, lambda x, y: x + y, two)
     return type(a)(*sums, one.bucket, xp.maximum(a.since, b.since))
 
 
 def negate(state: State) -> State:
     """The state that takes ``state`` back when merged."""
-    return type(state)(*(-field for field in state[:-2]), state.bucket, state.since)
+    return type(state)(*_each(state, lambda field: -field), state.bucket, state.since)
+
+
+def _each(state: State, function: Callable[..., Array], *others: State) -> list[Array]:
+    """``function`` of every field of sums; what was fitted as it is, and no times."""
+    names = [name for name in state._fields if name not in ("bucket", "since")]
+    return [
+        state[n] if name in FITTED else function(state[n], *(other[n] for other in others))
+        for n, name in enumerate(names)
+    ]
+
+
+def _part(batch: Batch, index: NDArray[np.intp]) -> Batch:
+    """Some rows of a batch, for a policy that knows of no buckets."""
+    contexts = Contexts(*(np.asarray(field)[index] for field in batch.contexts))
+    return Batch(contexts, *(np.asarray(field)[index] for field in batch[1:-1]))
+
+
+def _nothing(base: Policy, state: State) -> State:
+    """The base's state with nothing counted, under the weights of ``state``."""
+    empty = base.init()
+    return empty._replace(**{name: getattr(state, name) for name in FITTED & {*empty._fields}})
 
 
 @functools.cache
@@ -153,7 +206,7 @@ def _advanced(state: State, bucket: Array, xp: Any) -> State:
     newest = xp.maximum(state.bucket.max(), bucket)
     number = newest - (newest - xp.arange(size, dtype=xp.int64)) % size
     same = number == state.bucket
-    sums = (_aligned(same, field) * field for field in state[:-2])
+    sums = _each(state, lambda field: _aligned(same, field) * field)
     return type(state)(*sums, number, state.since)
 
 
@@ -161,36 +214,35 @@ def _learnt(base: Policy, state: State, batch: Batch, space: Backend) -> State:
     """The ring with the rows added, bucket after bucket; ``state`` is a fresh one."""
     size = state.bucket.shape[0]
     newest = int(now(state))
-    sums = [np.array(field) for field in state[:-2]]
+    ring = type(state)(*_each(state, np.array), state.bucket, state.since)
     rows = np.asarray(batch.bucket)
     for bucket in np.unique(rows):
-        index = np.flatnonzero(rows == bucket)
-        part = Batch(
-            Contexts(*(field[index] for field in batch.contexts)),
-            *(field[index] for field in batch[1:-1]),
-        )
-        more = base.update(base.init(), part)
+        part = _part(batch, np.flatnonzero(rows == bucket))
+        more = base.update(_nothing(base, state), part)
         if bucket > newest - size:
-            for total, field in zip(sums, more, strict=True):
-                total[bucket % size] += np.asarray(field)
-    return type(state)(*(space.xp.asarray(field) for field in sums), state.bucket, state.since)
+            for name, field in zip(more._fields, more, strict=True):
+                if name not in FITTED:
+                    getattr(ring, name)[bucket % size] += np.asarray(field)
+    return type(state)(*_each(ring, space.xp.asarray), state.bucket, state.since)
 
 
 def _learnt_traced(base: Policy, state: State, batch: Batch, space: Backend) -> State:
     """The same without looking at values: every slot learns all rows, others' at sign 0."""
-    xp, empty = space.xp, base.init()
-    shapes = [np.shape(field) for field in empty]
+    xp, empty = space.xp, _nothing(base, state)
+    counted = [name for name in empty._fields if name not in FITTED]
+    shapes = [np.shape(getattr(empty, name)) for name in counted]
 
     def slot(number: Array) -> Array:
         mine = batch._replace(sign=batch.sign * (batch.bucket == number[0]), bucket=None)
         more = base.update(empty, mine)
-        return xp.concatenate([field.reshape(-1) for field in more])[None]
+        return xp.concatenate([getattr(more, name).reshape(-1) for name in counted])[None]
 
     flat = space.map_rows(slot, (state.bucket,), 1)
     ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
-    parts = [flat[:, a:b] for a, b in itertools.pairwise(ends)]
-    sums = (f + part.reshape(f.shape) for f, part in zip(state[:-2], parts, strict=True))
-    return type(state)(*sums, state.bucket, state.since)
+    parts = dict(zip(counted, (flat[:, a:b] for a, b in itertools.pairwise(ends)), strict=True))
+    fields = {name: getattr(state, name) for name in counted}
+    sums = {name: fields[name] + parts[name].reshape(fields[name].shape) for name in counted}
+    return state._replace(**sums)
 
 
 def _weights(

@@ -31,6 +31,7 @@ FEATURES: list[dict[str, Any]] = [
     {"kind": "boolean", "key": "member", "name": "Member"},
 ]
 NEURAL: dict[str, Any] = {"name": "neural_linear", "options": {"units": 4}}
+FADING: dict[str, Any] = {"name": "neural_linear", "options": {"units": 4, "half_life": 7}}
 ENSEMBLE: dict[str, Any] = {"name": "neural_ensemble", "options": {"units": 16, "members": 8}}
 TREES: dict[str, Any] = {"name": "trees_thompson"}
 
@@ -90,7 +91,9 @@ def attempt(loop: Loop, campaign: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    "policy", [NEURAL, ENSEMBLE, TREES], ids=lambda policy: str(policy["name"])
+    "policy",
+    [NEURAL, FADING, ENSEMBLE, TREES],
+    ids=["neural_linear", "neural_linear-half_life", "neural_ensemble", "trees_thompson"],
 )
 def test_what_was_retrained_serves_replays_and_verifies(loop: Loop, policy: dict[str, Any]) -> None:
     campaign = launch(loop, policy)
@@ -108,7 +111,7 @@ def test_what_was_retrained_serves_replays_and_verifies(loop: Loop, policy: dict
         loop.outcome(reply, kind="returned")
     learnt(loop, campaign, 40)
     assert loop.live.learnt.trials.sum() == 360
-    assert (served(loop) != after) == (policy is NEURAL), "only last layers learn between"
+    assert (served(loop) != after) == (policy in (NEURAL, FADING)), "only last layers learn between"
     first, last = snapshots(loop)[done.version - 1], snapshots(loop)[-1]
     assert (first.retraining, last.retraining) == (1, 1)
     assert snapshots(loop)[0].retraining is None

@@ -14,7 +14,8 @@ SEGMENTS, ARMS, WIDTH = 2, 3, 2
 COUNTING = [
     name
     for name in policies.NAMES
-    if forgetting.fits(policies.make(name, arms=2, segments=1, features=1))
+    if (made := policies.make(name, arms=2, segments=1, features=1)).retrain is None
+    and forgetting.fits(made)
 ]
 
 

@@ -176,6 +176,54 @@ def test_a_reset_weighs_down_what_came_before_it() -> None:
         assert artefact.digest(forgetting.reset(again, 3)) == artefact.digest(state)
 
 
+def _alike(one: Any, two: Any) -> None:
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("options", [{"window": 3}, {"half_life": 1.0}])
+def test_a_retraining_fits_what_still_counts_and_counts_all_rows(
+    options: dict[str, Any],
+) -> None:
+    """Buckets 7 to 9 of 9: those in the window, or those that weigh a quarter or more."""
+    plain, batch = _make("neural_linear"), _batch(11, 300)
+    policy = _make("neural_linear", **options)
+    assert policy.retrain is not None
+    found = policy.retrain(policy.init(), batch, 3)
+    recent = np.flatnonzero(np.asarray(batch.bucket) >= 7)
+    expected = plain.retrain(plain.init(), _rows(batch, recent)._replace(bucket=None), 3)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+    assert not np.array_equal(found.weights, plain.init().weights)
+    under = policy.init()._replace(weights=found.weights)
+    _alike(found, policy.update(under, batch))
+    erased = policy.update(found, batch._replace(sign=-batch.sign))
+    assert all(not np.any(getattr(erased, name)) for name in ("trials", "gram", "moment"))
+    data = artefact.to_bytes(found, policy="neural_linear")
+    assert artefact.digest(artefact.from_bytes(data, like=policy.init())) == artefact.digest(found)
+    with pytest.raises(ValueError, match="different weights"):
+        forgetting.merge(found, policy.init())
+
+
+def test_a_last_layer_forgets_a_change_that_it_would_else_average() -> None:
+    """Arms exchange what they earn; only the layer that fades has noticed."""
+    rng, simplices = np.random.default_rng(12), []
+    choices: list[dict[str, Any]] = [{}, {"half_life": 1.0}]
+    for options in choices:
+        policy = _make("neural_linear", **options)
+        state = policy.init()
+        for day in range(8):
+            batch = _batch(day, 100)
+            better = np.asarray(batch.arm) == (0 if day < 5 else 1)
+            won = (rng.random(100) < np.where(better, 0.8, 0.2)).astype(np.int64)
+            bucket = np.full(100, day) if options else None
+            state = policy.update(state, batch._replace(conversions=won, reward=won, bucket=bucket))
+        contexts, mask = _batch(99, 50).contexts, np.ones((50, ARMS), bool)
+        simplices.append(policy.probabilities(policy.believe(state), contexts, mask))
+    never, fading = (p.mean(axis=0) for p in simplices)
+    assert never[0] > 0.5
+    assert fading[1] > 0.8
+
+
 def test_states_survive_as_artefacts() -> None:
     policy = _make("linear_ucb", window=3)
     state = _learnt(policy, _batch(6, 50))
