@@ -204,7 +204,7 @@ def import_quality(import_id: int) -> Reply:
         moving=job.state in MOVING,
         verdict=quality.verdict(job),
         figures=quality.figures(job),
-        findings=findings_of(job)[1:] if job.state == "done" else [],
+        findings=quality.remarks(job),
         charts=quality.charts(job, money.currency),
         specs=drawable(quality.specs(job, money.currency)),
         fields=quality.fields(job),

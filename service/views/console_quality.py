@@ -5,7 +5,7 @@ from typing import Any
 
 from service import charts as drawn
 from service.imports import kinds, quality
-from service.imports.quality import Quality
+from service.imports.quality import Finding, Quality
 from service.models import Import
 from service.views import console_words as words
 from service.views.console_live import Chart, Figure, Table
@@ -51,9 +51,18 @@ def verdict(job: Import) -> dict[str, Any]:
         return _said("bad", job.error or "The file could not be read.",
                      f"{stays} what is stored already counts once.")  # fmt: skip
     worst = findings_of(job)[0]
+    if worst.kind == "info":
+        worst = Finding("good", f"All {words.count(job.rows)} rows were taken, and are plausible.")
     known = f", {words.count(job.known)} were known before" if job.known else ""
     refused = f", {words.count(job.rejected)} refused" if job.rejected else ""
     return _said(worst.kind, worst.text, f"{counted}{known}{refused}.")
+
+
+def remarks(job: Import) -> list[Finding]:
+    """Return what there is to say beyond the verdict."""
+    found = findings_of(job) if job.state == "done" else []
+    told = found if found and found[0].kind == "info" else found[1:]
+    return [Finding(one.kind, one.text[:1].upper() + one.text[1:]) for one in told]
 
 
 def _said(kind: str, sentence: str, because: str) -> dict[str, Any]:
@@ -188,10 +197,10 @@ def _amounts(job: Import, counted: Quality, spread: quality.Amounts, currency: s
         return quality.in_units(spread.name, value, job.settings["decimals"])
 
     unit = f" {currency}" if currency and spread.name.endswith("_minor") else ""
-    free = f" {words.count(spread.zeros)} are zero, and not drawn." if spread.zeros else ""
+    free = f" Not drawn: {words.count(spread.zeros)} at zero." if spread.zeros else ""
     beyond = (
-        f"{words.count(spread.outliers)} beyond the dashed line at {told(spread.fence)}{unit} are"
-        " kept, and count as that much where features are made of them (winsorised)."
+        f"Beyond the dashed line at {told(spread.fence)}{unit}: {words.count(spread.outliers)}."
+        " They are kept, and count as that much where features are made of them (winsorised)."
         if spread.outliers
         else f"None lies beyond {told(spread.fence)}{unit}, where outliers would begin."
     )

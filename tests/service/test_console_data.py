@@ -220,6 +220,8 @@ def test_an_import_that_replaces_says_that_it_stays(
     page = browser.get("/data/1").text
     assert "/data/1/undo" not in page
     assert "cannot be taken back" in page
+    assert "All 2 rows were taken, and are plausible." in page
+    assert "Stock is missing in 1 rows (50.0%)" in page
     assert set(_specs(page)) == {"price_minor", "unit_cost_minor", "stock"}
     assert browser.get("/data/1/undo").status_code == 409
     assert browser.post("/data/1/undo").status_code == 409
