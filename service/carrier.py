@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from service import queries
+from service.contexts import known
 from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
 
 BATCH = 2_000
@@ -210,7 +211,10 @@ class Carrier:
             pieces = connection.execution_options(yield_per=CUSTOMER_ROWS)
             for rows in pieces.execute(queries.customers_since(since)).partitions():
                 self._spool.store_customers(
-                    [(bytes(row.unit), orjson.dumps(row.attributes)) for row in rows]
+                    [
+                        (bytes(row.unit), known(row.attributes, row.traits, row.traits_at))
+                        for row in rows
+                    ]
                 )
             self._customers_seen = number, newest
         overlap = OVERLAP if now - newest < OVERLAP else dt.timedelta(0)

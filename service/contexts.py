@@ -7,10 +7,13 @@ or of another type becomes the feature's default, which the log says too, and no
 checkout.
 """
 
-from collections.abc import Mapping, Sequence
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import numpy as np
+import orjson
 
 from bandits import features
 from bandits.types import FEATURE_LIMIT
@@ -29,6 +32,47 @@ class Told(NamedTuple):
     value: float | str | bool | None
     words: str
     cut: bool
+
+
+TRAITS_LAST = dt.timedelta(days=30)
+"""Traits that were computed longer ago count as unknown: features take their defaults."""
+DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+CLOCK: Mapping[str, Callable[[dt.datetime], object]] = {
+    "hour": lambda now: now.hour,
+    "weekday": lambda now: DAYS[now.weekday()],
+    "weekend": lambda now: now.weekday() >= 5,
+    "day_of_month": lambda now: now.day,
+    "month": lambda now: now.month,
+}
+"""Attributes that the clock tells, in the campaign's zone, where nothing else tells them."""
+
+
+def known(
+    told: Mapping[str, object], traits: Mapping[str, object], computed_at: dt.datetime | None
+) -> bytes:
+    """Return what a host keeps of a unit: what was told, what was computed, and when (seconds)."""
+    at = None if computed_at is None else round(computed_at.timestamp())
+    return orjson.dumps([told, traits, at])
+
+
+def recalled(kept: bytes, now: dt.datetime) -> dict[str, object]:
+    """Return the attributes of a unit from what `known` kept; what was told goes first."""
+    held = orjson.loads(kept)
+    if isinstance(held, dict):  # kept by a release that knew no traits
+        return held
+    told, traits, at = held
+    fresh = at is not None and now.timestamp() - at < TRAITS_LAST.total_seconds()
+    found: dict[str, object] = traits | told if fresh else told
+    return found
+
+
+def clock(definition: CampaignDefinition, now: dt.datetime) -> dict[str, object]:
+    """Return what the clock says of those of its attributes that the campaign's features read."""
+    wanted = [feature.key for feature in definition.features if feature.key in CLOCK]
+    if not wanted:
+        return {}
+    here = now.astimezone(ZoneInfo(definition.zone))
+    return {key: CLOCK[key](here) for key in wanted}
 
 
 def encode(definition: CampaignDefinition, attributes: Mapping[str, object]) -> tuple[int, ...]:

@@ -210,7 +210,7 @@ def _draft(runtime: Runtime, request: DecisionRequest, index: int, now: dt.datet
 
 def _choose(runtime: Runtime, default: Draft) -> Draft:
     campaign, request, definition = default.campaign, default.request, default.campaign.definition
-    attributes = _attributes(runtime, request, default.unit)
+    attributes = _attributes(runtime, default)
     segment = segment_of(definition, attributes)
     limited = definition.budget_minor is not None
     committed = runtime.spool.committed(campaign.id) if limited else 0
@@ -246,9 +246,12 @@ def _why(
     )
 
 
-def _attributes(runtime: Runtime, request: DecisionRequest, unit: bytes) -> Mapping[str, object]:
-    stored = runtime.spool.attributes(unit)
-    return request.attributes if stored is None else orjson.loads(stored) | request.attributes
+def _attributes(runtime: Runtime, draft: Draft) -> Mapping[str, object]:
+    """Return what is known of the unit: the request first, then the store, then the clock."""
+    stored, told = runtime.spool.attributes(draft.unit), draft.request.attributes
+    known = told if stored is None else contexts.recalled(stored, draft.decided_at) | told
+    now = contexts.clock(draft.campaign.definition, draft.decided_at)
+    return now | known if now else known
 
 
 def _randomise(runtime: Runtime, draft: Draft) -> Draft:

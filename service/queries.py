@@ -400,12 +400,10 @@ def live_keys() -> Query:
 
 
 def customers_since(moment: Any) -> Query:
-    """Return what is known of units of which it changed at or after a moment, oldest first.
-
-    What was told (attributes) goes before what was computed (traits).
-    """
-    known = Customer.traits.op("||")(Customer.attributes).label("attributes")
-    query = select(Customer.unit, known, Customer.updated_at).order_by(Customer.updated_at)
+    """Return units of which what is known changed at or after a moment, oldest first."""
+    query = select(
+        Customer.unit, Customer.attributes, Customer.traits, Customer.traits_at, Customer.updated_at
+    ).order_by(Customer.updated_at)
     return query if moment is None else query.where(Customer.updated_at >= moment)
 
 

@@ -306,3 +306,32 @@ def test_a_cap_holds_and_what_it_takes_is_shared_out(
         definition=definition(arms=arms, policy=policy),
     )  # fmt: skip
     assert live.simplex(0, 0b111).tolist() == pytest.approx(shares)
+
+
+def test_the_clock_tells_features_that_nobody_else_tells(loop: Loop) -> None:
+    """In the campaign's zone; what the store or the request says goes before it."""
+    features = [
+        {"kind": "number", "key": "hour", "name": "Hour", "centre": 0, "scale": 1},
+        {"kind": "boolean", "key": "weekend", "name": "Weekend"},
+        {"kind": "category", "key": "weekday", "name": "Day", "values": ["saturday", "sunday"]},
+    ]
+    number = loop.launch(features=features, zone="Asia/Tokyo", starts_at=None)
+    unit = loop.runtime.pseudonym("bea")
+    loop.runtime.spool.store_customers([(unit, b'{"hour": 3}')])
+    saturday = dt.datetime(2026, 11, 27, 16, 30, tzinfo=dt.UTC)  # half past one in Tokyo
+    wanted = [
+        DecisionRequest(campaign="spring", unit="ana"),
+        DecisionRequest(campaign="spring", unit="bea"),
+        DecisionRequest(campaign="spring", unit="cleo", attributes={"weekend": False}),
+    ]
+    decide(loop.runtime, wanted, now=saturday)
+    loop.carry()
+    with db.transaction(loop.engine) as session:
+        rows = session.scalars(
+            select(Decision).where(Decision.campaign_id == number).order_by(Decision.position)
+        )
+        found = {bytes(row.unit): (row.context, row.why["filled"]) for row in rows}
+    one = 4096
+    assert found[loop.runtime.pseudonym("ana")] == ([one, one, one, 0], [])
+    assert found[unit] == ([3 * one, one, one, 0], [])
+    assert found[loop.runtime.pseudonym("cleo")] == ([one, 0, one, 0], [])

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select
 from bandits.customers import clv
 from service import db
 from service.config import Config
+from service.contexts import recalled
 from service.imports import load
 from service.models import Customer, Model
 from service.runtime import pseudonym
@@ -123,10 +124,12 @@ def test_what_was_told_goes_before_what_was_computed(shop: Engine, config: Confi
         web.loop.carry()
         known = web.loop.runtime.spool.attributes(unit)
     assert known is not None
-    text = known.decode()
-    assert '"orders":99' in text
-    assert '"age":40' in text
-    assert '"recency_days"' in text
+    now = dt.datetime.now(dt.UTC)
+    found = recalled(known, now)
+    assert (found["orders"], found["age"]) == (99, 40)
+    assert "recency_days" in found
+    late = recalled(known, now + dt.timedelta(days=31))
+    assert late == {"orders": 99, "age": 40}, "old traits count as unknown"
 
 
 def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config: Config) -> None:
