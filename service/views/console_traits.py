@@ -52,11 +52,11 @@ def elasticities() -> Reply:
     )
 
 
-@page("/elasticities/<any(departments,personas):name>.svg", needs="read")
-def elasticity_picture(name: str) -> Reply:
+@page("/elasticities/<chart>.svg", needs="read")
+def elasticity_picture(chart: str) -> Reply:
     """Draw elasticities on the server, for browsers without scripts."""
     with database() as session:
-        return picture(_specs(stored.newest(session)).get(name))
+        return picture(_specs(stored.newest(session)).get(chart))
 
 
 def insights(session: Session, unit: bytes, money: Money) -> dict[str, Any]:
