@@ -160,6 +160,10 @@ def _covariance(rows: NDArray[Any], share: NDArray[Any], mean: NDArray[Any]) -> 
     return rounder
 
 
+#: What ``artefact.from_bytes`` expects.
+EMPTY = Factors.make(np.zeros((0, 0)), np.zeros((0, 0)), kind=RATING)
+
+
 def scores(model: Factors, vectors: NDArray[Any]) -> Floats:
     """(B, I) scores of all items for customers' vectors (B, K), less the customers' own biases.
 

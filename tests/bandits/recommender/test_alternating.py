@@ -5,7 +5,7 @@ import pytest
 
 from bandits import artefact
 from bandits.recommender import als_explicit, als_implicit, blocks, metrics, popularity
-from bandits.recommender.factors import Factors
+from bandits.recommender.factors import EMPTY
 from bandits.recommender.interactions import by_item, by_user, folds
 from tests.bandits.recommender.worlds import dense, halves, tastes
 from tests.bench.recommender import data
@@ -87,6 +87,5 @@ def test_a_fit_repeats_and_goes_on_from_a_model() -> None:
 
 def test_a_model_is_an_artefact() -> None:
     fitted = als_implicit.fit(tastes(), factors=6, iterations=1)
-    empty = Factors.make(np.zeros((0, 0)), np.zeros((0, 0)), kind=0)
-    back = artefact.from_bytes(artefact.to_bytes(fitted, policy="als_implicit"), like=empty)
+    back = artefact.from_bytes(artefact.to_bytes(fitted, policy="als_implicit"), like=EMPTY)
     assert artefact.digest(back) == artefact.digest(fitted)

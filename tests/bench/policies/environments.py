@@ -17,6 +17,9 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "contextualbandits": ("contextualbandits==0.3.30", NUMPY),
     "bayesianbandits": ("bayesianbandits==1.5.0", NUMPY),
     "river": ("river==0.26.1", NUMPY),
+    "implicit": ("implicit==0.7.3", "scipy==1.17.1", NUMPY),
+    # LightFM's own last release does not build on Python 3.11; this is its continuation.
+    "lightfm": ("lightfm-next==1.19.0", "scipy==1.17.1", NUMPY),
     "scikit-learn": ("scikit-learn==1.9.1", "scipy==1.17.1", NUMPY),
 }
 
