@@ -20,21 +20,6 @@ WEEK, YEAR_WEEKS = 7.0, 52.0
 FEWEST_CUSTOMERS = 50
 PERSONA_TRAITS = (personas.GAP, personas.RECENCY, personas.SPEND, personas.DISCOUNT_SHARE)
 
-TRAITS = {
-    "recency_days": "days since the last purchase",
-    "span_days": "days from the first purchase to the last",
-    "orders": "days with a purchase in two years",
-    "spend_minor": "spent in two years, in minor units",
-    "basket_minor": "spent per day with a purchase, in minor units",
-    "discount_share": "share of the list value that discounts took off",
-    "alive": "chance of still being a customer (BG/NBD)",
-    "value_minor": "expected spend in the next year, in minor units (BG/NBD and Gamma-Gamma)",
-    "persona": "the group of customers that behave alike, such as persona-1",
-    "elasticity": "price elasticity of the persona's purchases, drawn to that of all",
-    **dict.fromkeys(vectors.NAMES, "a direction in which the recommender's customers differ"),
-}
-"""What can be known of a customer, and what it means."""
-
 
 class Last(NamedTuple):
     """What was published before: new fits keep its directions and its personas' names."""

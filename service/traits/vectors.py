@@ -1,4 +1,4 @@
-"""A recommender as it is served, and the tastes that a customer's vector stands for."""
+"""What serving knows of traits: their names, and how a recommender's vector becomes tastes."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,21 @@ from bandits.recommender.factors import Factors
 
 TASTES = 8
 NAMES = tuple(f"taste_{place}" for place in range(1, TASTES + 1))
+TRAITS = {
+    "recency_days": "days since the last purchase",
+    "span_days": "days from the first purchase to the last",
+    "orders": "days with a purchase in two years",
+    "spend_minor": "spent in two years, in minor units",
+    "basket_minor": "spent per day with a purchase, in minor units",
+    "discount_share": "share of the list value that discounts took off",
+    "alive": "chance of still being a customer (BG/NBD)",
+    "value_minor": "expected spend in the next year, in minor units (BG/NBD and Gamma-Gamma)",
+    "persona": "the group of customers that behave alike, such as persona-1",
+    "elasticity": "price elasticity of the persona's purchases, drawn to that of all",
+    **dict.fromkeys(NAMES, "a direction in which the recommender's customers differ"),
+}
+"""What can be known of a customer, and what it means."""
+
 WEIGHTS = {"view": 1.0, "click": 1.0, "cart": 2.0, "review": 2.0, "purchase": 3.0}
 """How much an interaction of each kind says of a customer's taste; a receipt's line is a purchase,
 and what came back counts as nothing."""

@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from bandits import policies
 from service import campaigns
+from service.contexts import CLOCK
 from service.definition import AUTO, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.history import policy_now
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
+from service.traits.vectors import TRAITS
 from service.views import console_features as features
 from service.views import console_forms as forms
 from service.views import console_policy
@@ -35,6 +37,10 @@ from service.views.console_base import (
 from service.views.console_reader import Reader, Values
 
 COUNTED = 50_000
+KNOWN_ATTRIBUTES = (
+    *TRAITS.items(),
+    *((name, "by the clock, in the campaign’s zone") for name in CLOCK),
+)
 OBJECTIVES = {
     "profit": ("Profit", "Margin minus the discount: nothing is given away for nothing."),
     "revenue": ("Revenue", "Sales, whatever the discounts cost."),
@@ -347,6 +353,7 @@ def _form(
         max_features=features.MAX_FEATURES,
         overridden=_overridden(filled),
         tiers_shown=forms.tiers_shown,
+        attributes=KNOWN_ATTRIBUTES,
         zones=sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone),
     )
 

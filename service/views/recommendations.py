@@ -1,14 +1,18 @@
-"""The API of the recommender: products for a customer, newcomers included."""
+"""The API of traits: products for a customer, newcomers included, and what was found of all."""
 
-from typing import Annotated
+import datetime as dt
+from typing import Annotated, Any
 
 from flask import current_app
 from pydantic import Field
 
 from service.definition import Document, Short
 from service.models import Product
+from service.traits import stored
 from service.traits.recommend import Recommender, named
+from service.traits.vectors import TRAITS
 from service.views.contract import Api, Call
+from service.views.shapes import utc
 
 api = Api("recommendations", tag="Data")
 
@@ -61,6 +65,35 @@ def get_recommendations(call: Call, query: RecommendationQuery) -> Recommendatio
     products = tuple(_product(key, score, known.get(key)) for key, score in found.products)
     return RecommendationReply(
         version=found.version, events=found.events, products=products, tastes=found.tastes
+    )
+
+
+class TraitsReply(Document):
+    """What was found in receipts and interactions, and what may be read of each customer."""
+
+    version: int = Field(description="Counts the computations; 0 until there is one.")
+    computed_at: dt.datetime | None
+    traits: dict[str, str] = Field(description="The attributes that are computed, with meanings.")
+    found: dict[str, Any] = Field(
+        description="Personas with sizes and medians, elasticities by department and persona with"
+        " 95 % intervals, parameters of the lifetime model, and what failed and why."
+    )
+
+
+@api.route("GET", "/v1/traits", scope="read", reply=TraitsReply)
+def get_traits(call: Call) -> TraitsReply:
+    """Read what receipts and interactions say of customers.
+
+    Computed by itself as receipts and interactions come in. Elasticities are what went with lower
+    prices, not what these alone would do: receipts do not tell what was advertised.
+    """
+    with call.transaction() as session:
+        found = stored.newest(session)
+    return TraitsReply(
+        version=0 if found is None else found.version,
+        computed_at=None if found is None else utc(found.created_at),
+        traits=TRAITS,
+        found={} if found is None else found.summary,
     )
 
 

@@ -73,3 +73,9 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
     assert "May want next" in page
     assert "persona-" in page
     assert page.count("<li><strong>Item") == 8
+
+
+def test_the_campaign_form_offers_what_is_computed(app: Flask) -> None:
+    page = Browser(app).log_in("marketer").get("/campaigns/new").text
+    for name in ("value_minor", "persona", "taste_1", "weekday"):
+        assert f'<option value="{name}">' in page

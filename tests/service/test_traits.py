@@ -21,10 +21,10 @@ from service.models import Customer, Model
 from service.runtime import pseudonym
 from service.spool import Spool
 from service.traits import history, publish, schedule, stored
-from service.traits.fit import TRAITS, fit
+from service.traits.fit import fit
 from service.traits.recommend import Recommender
 from service.traits.taste import events
-from service.traits.vectors import NAMES
+from service.traits.vectors import NAMES, TRAITS
 from tests.web import Web, fields, serving
 
 DAY0 = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -239,6 +239,13 @@ def test_a_newcomer_is_known_by_three_clicks_at_once(web: Web) -> None:
     assert fields(web.call("GET", "/v1/recommendations?unit=a&count=0", scope="decide")) == [
         "count"
     ]
+
+
+def test_what_was_found_can_be_read(web: Web) -> None:
+    found = web.call("GET", "/v1/traits", scope="read").get_json()
+    assert found["version"] == 1
+    assert found["traits"] == TRAITS
+    assert sum(one["size"] for one in found["found"]["personas"]) == 240
 
 
 def test_a_newcomers_products_and_tastes_take_less_than_five_milliseconds(web: Web) -> None:
