@@ -24,7 +24,10 @@ def upgrade() -> None:
         sa.Column("value", sa.Double(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("import_id", sa.Integer(), nullable=True),
-        sa.CheckConstraint("kind IN ('view', 'click', 'cart', 'purchase', 'review', 'return')", name="interactions_kind"),
+        sa.CheckConstraint(
+            "kind IN ('view', 'click', 'cart', 'purchase', 'review', 'return')",
+            name="interactions_kind",
+        ),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("interactions_unit", "interactions", ["unit"])
@@ -47,10 +50,19 @@ def upgrade() -> None:
         sa.Column("quality", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("actor", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("kind IN ('customers', 'products', 'interactions', 'transactions')", name="imports_kind"),
-        sa.CheckConstraint("state IN ('waiting', 'reading', 'done', 'failed', 'undone')", name="imports_state"),
+        sa.CheckConstraint(
+            "kind IN ('customers', 'products', 'interactions', 'transactions')", name="imports_kind"
+        ),
+        sa.CheckConstraint(
+            "state IN ('waiting', 'reading', 'done', 'failed', 'undone')", name="imports_state"
+        ),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("imports_digest", "imports", ["digest"])

@@ -11,7 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("customers", sa.Column("traits", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False))
+    op.add_column(
+        "customers",
+        sa.Column("traits", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
+    )
     op.add_column("customers", sa.Column("traits_at", sa.DateTime(timezone=True), nullable=True))
     op.create_table(
         "models",
@@ -20,7 +23,12 @@ def upgrade() -> None:
         sa.Column("artefact", sa.LargeBinary(), nullable=False),
         sa.Column("keys", postgresql.JSONB(), nullable=False),
         sa.Column("summary", postgresql.JSONB(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.PrimaryKeyConstraint("name", "version"),
     )
 

