@@ -1,23 +1,26 @@
 """When traits are computed: a thread of the learner looks, and one learner at a time does it.
 
-Due is a refit once the receipts, interactions and customers that came in since the last one are a
-tenth of what it had, and `FEWEST` at least; or a day later, if anything came in at all.
+Due is a refit once the receipts and interactions that came in since the last one are a tenth of
+what it had, and `FEWEST` at least; or a day later, if anything came in at all. Not while a file is
+being read, which would be many times over, nor sooner than `PACE` times as long as it took.
 """
 
 import datetime as dt
 import threading
 
 import structlog
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, exists, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from service.models import Import
 from service.traits import history, publish, stored
 from service.traits.fit import fit
 
 FEWEST = 1_000
 SHARE = 0.1
 DAILY = dt.timedelta(days=1)
+PACE = 10.0
 LOOK_SECONDS = 2.0
 LOCK = 7_310_005
 log = structlog.get_logger()
@@ -40,12 +43,18 @@ def due(session: Session, *, now: dt.datetime | None = None) -> bool:
     """Tell whether enough has come in since the last fit."""
     count, last = arrived(session), stored.newest(session)
     if last is None:
-        return count >= FEWEST
+        return count >= FEWEST and not _reading(session)
+    age = (now or dt.datetime.now(dt.UTC)) - last.created_at
+    if age < DAILY and (_reading(session) or age.total_seconds() < PACE * last.summary["seconds"]):
+        return False
     had = int(last.summary.get("arrived", 0))
     # The database counts from zero again after a crash: then what it counts is all news.
     news = count - had if count >= had else count
-    age = (now or dt.datetime.now(dt.UTC)) - last.created_at
     return news >= max(FEWEST, SHARE * had) or (news > 0 and age > DAILY)
+
+
+def _reading(session: Session) -> bool:
+    return bool(session.scalar(select(exists().where(Import.state == "reading"))))
 
 
 def refresh(engine: Engine) -> int | None:

@@ -17,7 +17,7 @@ from service import db
 from service.config import Config
 from service.contexts import recalled
 from service.imports import load
-from service.models import Customer, Model
+from service.models import Customer, Import, Model
 from service.runtime import pseudonym
 from service.spool import Spool
 from service.traits import history, publish, schedule, stored
@@ -161,6 +161,12 @@ def test_a_refit_is_due_when_enough_has_come_in(shop: Engine, config: Config) ->
     size = sum(1 for _ in receipts())
     wait_for(size)
     assert due()
+    with db.transaction(shop) as session:
+        session.add(Import(kind="transactions", name="f", state="reading", bytes=1, digest="d",
+                           settings={}, actor="test"))  # fmt: skip
+    assert not due(), "a file is being read: there will be more in a moment"
+    with db.transaction(shop) as session:
+        session.scalars(select(Import)).one().state = "done"
     schedule.refresh(shop)
     assert not due()
     assert not due(2.0), "nothing has come in since"
@@ -168,6 +174,10 @@ def test_a_refit_is_due_when_enough_has_come_in(shop: Engine, config: Config) ->
     wait_for(size + 1)
     assert not due()
     assert due(2.0), "a day later a little is enough"
+    load.transactions(shop, config, receipts(300, start=300))
+    wait_for(2 * size)
+    assert not due(), "the last one has just been"
+    assert due(0.5)
 
 
 def test_only_the_last_versions_are_kept(shop: Engine) -> None:
