@@ -5,7 +5,7 @@
 A million rows of 16 features in float32, five clusters of 35, 25, 20, 12 and 8 %, whose centres
 and rows are standard normal. Every fit is a process of its own, ours and scikit-learn's in turn,
 with the same seed and number of threads (``OMP_NUM_THREADS``, ``OPENBLAS_NUM_THREADS``; ours keep
-BLAS to one and take two themselves in either case). scikit-learn has settings for speed: one start
+BLAS to one and have so many themselves). scikit-learn has settings for speed: one start
 (``n_init=1``) of Lloyd, and 20 passes of EM at most from k-means++, which do not always converge.
 Ours are the defaults. Seconds are of the fit alone, labels included for K-means. Quality is judged
 here, alike for both, in double precision: the inertia, or the mean log likelihood.
@@ -44,7 +44,7 @@ is better) of K-means, mean log likelihood (more is better) of mixtures.
 Measured on 2026-11-24 on two cores that several other processes wanted, too. Two threads of
 scikit-learn wait for each other there, most of all in its mixtures, so the rows of one thread are
 the fairer ones; an earlier harness had it at 0.79, 2.8 and 15.6 s with two threads on two quiet
-cores. Ours keep BLAS to one thread and take two of their own in either case.
+cores.
 
 """
 
@@ -58,15 +58,15 @@ def customers(rows: int = 1_000_000, *, seed: int = 3) -> NDArray[np.float32]:
     return (centres[cluster] + noise).astype(np.float32)
 
 
-def fit(x: NDArray[np.float32], case: str, seed: int) -> dict[str, Any]:
+def fit(x: NDArray[np.float32], case: str, seed: int, threads: int) -> dict[str, Any]:
     """One timed fit of ours, as the other script reports scikit-learn's."""
     start = time.perf_counter()
     if case == "kmeans":
-        clusters = clustering.kmeans(x, 5, seed=seed)
-        clustering.nearest(x, clusters.mean)
+        clusters = clustering.kmeans(x, 5, seed=seed, threads=threads)
+        clustering.nearest(x, clusters.mean, threads=threads)
         return {"seconds": time.perf_counter() - start, "mean": clusters.mean.tolist()}
     kind: Any = case
-    found = clustering.mixture(x, 5, seed=seed, covariance=kind)
+    found = clustering.mixture(x, 5, seed=seed, covariance=kind, threads=threads)
     seconds = time.perf_counter() - start
     parts = {name: getattr(found, name).tolist() for name in ("weight", "mean", "covariance")}
     return {"seconds": seconds, **parts}
@@ -159,7 +159,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.fit:
         path, case, seed = asked.fit
-        print(json.dumps(fit(np.load(path), case, int(seed))))
+        print(json.dumps(fit(np.load(path), case, int(seed), int(os.environ["OMP_NUM_THREADS"]))))
         return
     fits = study(asked.rows, asked.repeats, asked.threads, asked.cases)
     new = set(map(_key, fits))
