@@ -102,7 +102,7 @@ def _per_customer(
     return total[:, times > 0] / times[times > 0]
 
 
-def timing(rounds: int = 3, iterations: int = 5) -> dict[str, Any]:
+def timing(rounds: int = 2, iterations: int = 5) -> dict[str, Any]:
     """Median seconds of an iteration, of both kinds in turn on the power law, and their NDCG."""
     past, future = split_by_chance(events("power_law"), share=0.2, seed=0)
     whom = judged(future, 0)
