@@ -1,0 +1,257 @@
+"""The panel's households one by one: how each answers to discounts later, what was known before.
+
+Time is cut in two. What a decision may know, the traits and the segments, is computed from weeks
+1-20. The truth is fitted to weeks 21-40 alone (:mod:`bandits.customers.response`), so that traits
+are worth something only as far as households stay as they were.
+
+**Truth.** As in :mod:`.world`, a row is a household in the shop in a week, and a kind of product of
+the category that it bought in weeks 1-20; it converts when the household buys that kind in that
+week, and depths are the index of that module. Here every household has a level and a slope of its
+own, drawn to those of all by empirical Bayes. The conversion of (household, arm) is the mean over
+all rows' kinds and weeks, the same ones for everybody, so that households differ in nothing but
+what they did in weeks 21-40. A purchase is worth one of 100 equally likely list values, those of
+the category's purchases in these weeks; margins are those of the demo.
+
+**Who comes.** Every household as often, and in the order, as it was in the shop in weeks 21-40.
+
+What :mod:`.world` says of discounts that were not randomised holds here too.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bandits import features
+from bandits.customers import response
+from bandits.customers.response import Response
+from service.demo import world
+from service.demo.panel import LAST_WEEK, Panel
+from service.demo.segments import CUT_WEEK, Households, households, segment_of
+from service.traits import fit, history
+from service.traits.history import Deeds, Receipts, Shop
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+DEPTH = np.array([percent for _, percent in world.ARMS]) / 100
+POINTS = 50
+AMOUNTS = ("recency_days", "orders", "spend_minor", "basket_minor", "value_minor")
+
+
+class Known(NamedTuple):
+    """What weeks 1-20 say of N households: attributes, segments (N,) and traits by name (N,)."""
+
+    households: Households
+    segment: Ints
+    traits: dict[str, NDArray[Any]]
+    summary: dict[str, Any]
+
+
+class Category(NamedTuple):
+    """One category's campaign over the H households that bought of it before.
+
+    Attributes:
+        name: the category.
+        row: (H,) their places among the known households.
+        conversion: (H, A) the truth of each at each depth.
+        value_minor: (100,) what a purchase may be worth.
+        visits: (V,) who comes, by place among the H, in order.
+        day: (V,) on which day.
+        later: the response in weeks 21-40, of all N households: the truth is made of it.
+        earlier: the response in weeks 1-20, of all N households: a trait.
+    """
+
+    name: str
+    row: Ints
+    conversion: Floats
+    value_minor: Ints
+    visits: Ints
+    day: Ints
+    later: Response
+    earlier: Response
+
+
+def known(panel: Panel) -> Known:
+    """Return what is known of the households at the end of week 20."""
+    found = households(panel)
+    fitted = fit.fit(_shop(panel))
+    return Known(found, segment_of(found), fitted.traits, fitted.summary)
+
+
+def category(panel: Panel, before: Known, name: str) -> Category:
+    """Return the campaign of a category."""
+    people = before.households
+    kind, row, kinds = world._kinds(panel, name, people)
+    depth = world._depth(panel, kind, kinds)
+    bought, present = _bought(panel, kind, row, (people.id.size, kinds))
+    usual: NDArray[np.bool_] = np.asarray(bought[:, :, :CUT_WEEK].any(axis=2))
+    early, late = np.split(np.arange(LAST_WEEK), [CUT_WEEK])
+    earlier, _ = _response(bought, present, usual, depth, early)
+    later, who = _response(bought, present, usual, depth, late)
+    chosen = np.unique(who)
+    base = np.quantile(later.base, (np.arange(POINTS) + 0.5) / POINTS)
+    visits, day = _visits(panel, row, chosen)
+    return Category(
+        name=name,
+        row=chosen,
+        conversion=response.chance(later, DEPTH, base=base)[chosen],
+        value_minor=_values(panel, kind, row, usual),
+        visits=visits,
+        day=day,
+        later=later,
+        earlier=earlier,
+    )
+
+
+def profit_minor(campaign: Category) -> Floats:
+    """Return the expected profit (H, A) of an offer, in minor units."""
+    value = float(campaign.value_minor.mean())
+    out: Floats = campaign.conversion * (world.MARGIN_RATE - DEPTH) * value
+    return out
+
+
+def contexts(before: Known, campaign: Category) -> dict[str, Ints]:
+    """Return each household's quantised features (H, D), by what they are made of.
+
+    Numbers are standardised over all households known at the end of week 20.
+    """
+    traits, everyone = before.traits, len(before.segment)
+    persona = np.array([str(name) for name in traits["persona"].tolist()])
+    groups = np.unique(persona)[1:]
+    own = campaign.earlier
+    sets = {
+        "none": np.zeros((everyone, 0)),
+        "lifetime value": np.stack(
+            [*(_standard(np.log1p(traits[name])) for name in AMOUNTS if name in traits)]
+            + [_standard(traits[name]) for name in ("discount_share", "alive") if name in traits],
+            axis=1,
+        ),
+        "persona": (persona[:, None] == groups).astype(np.float64),
+        "elasticity": _standard(traits["elasticity"])[:, None],
+        "taste": np.stack(
+            [_standard(traits[name]) for name in traits if name.startswith("taste")], axis=1
+        ),
+    }
+    sets["all four"] = np.hstack(list(sets.values()))
+    sets["own response"] = np.stack([_standard(own.level), _standard(own.tilt)], axis=1)
+    sets["all and own response"] = np.hstack([sets["all four"], sets["own response"]])
+    return {name: features.quantise(values[campaign.row]) for name, values in sets.items()}
+
+
+def purchases(panel: Panel, before: Known, *, categories: int = 40) -> Floats:
+    """Return what each household bought in weeks 1-20 (N, C): log of lines by large category."""
+    sold, names, _ = _coded_categories(panel)
+    early = panel.column("week") <= CUT_WEEK
+    often = np.argsort(-np.bincount(sold[early & (sold >= 0)], minlength=len(names)))[:categories]
+    row = world._lookup(before.households.id, panel.column("household"))
+    held = early & np.isin(sold, often)
+    count = np.zeros((len(before.segment), len(names)))
+    np.add.at(count, (row[held], sold[held]), 1.0)
+    return np.stack([_standard(column) for column in np.log1p(count[:, often]).T], axis=1)
+
+
+def largest(panel: Panel, count: int) -> list[str]:
+    """Return the categories with the most receipt lines in weeks 1-20, largest first."""
+    sold, names, _ = _coded_categories(panel)
+    early = (panel.column("week") <= CUT_WEEK) & (sold >= 0)
+    lines = np.bincount(sold[early], minlength=len(names))
+    return [names[place] for place in np.argsort(-lines, kind="stable")[:count].tolist()]
+
+
+def _coded_categories(panel: Panel) -> tuple[Ints, list[str], Ints]:
+    """Return each line's category (-1: none), the categories' names, and the products in order."""
+    table = panel.products.filter(pc.is_valid(panel.products.column("category")))
+    table = table.sort_by("product_id")
+    names, code = np.unique(
+        np.array(table.column("category").to_pylist(), dtype=np.str_), return_inverse=True
+    )
+    items = table.column("product_id").to_numpy()
+    item = world._lookup(items, panel.column("product_id"))
+    return np.where(item >= 0, code[item], -1), names.tolist(), items
+
+
+def _standard(values: NDArray[Any]) -> Floats:
+    """Return values with mean 0 and variance 1; unknown ones are in the middle."""
+    found = values.astype(np.float64)
+    inside = np.isfinite(found)
+    middle, width = found[inside].mean(), found[inside].std()
+    out: Floats = np.where(inside, (found - middle) / (width if width > 1e-9 else 1.0), 0.0)
+    return out
+
+
+def _shop(panel: Panel) -> Shop:
+    """Return weeks 1-20 as the history that traits are computed from."""
+    early = panel.column("week") <= CUT_WEEK
+    units, unit = np.unique(panel.column("household")[early], return_inverse=True)
+    products, product = np.unique(panel.column("product_id")[early], return_inverse=True)
+    table = panel.products.select(["product_id", "department"]).to_pydict()
+    of = dict(zip(table["product_id"], table["department"], strict=True))
+    before, paid = (panel.column(name)[early] for name in ("list_minor", "paid_minor"))
+    receipts = Receipts(
+        unit,
+        product,
+        history._winsorised(panel.column("quantity")[early]),
+        history._winsorised(paid),
+        history._winsorised(before - paid),
+        panel.column("bought_at")[early].astype("datetime64[D]").astype(np.int64),
+    )
+    none = np.zeros(0, np.int64)
+    return Shop(
+        units.astype(str),
+        products.astype(str),
+        np.array([of.get(name) or "" for name in products.tolist()], dtype=object),
+        receipts,
+        Deeds(none, none, np.zeros(0), none),
+    )
+
+
+def _bought(
+    panel: Panel, kind: Ints, row: Ints, shape: tuple[int, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return who bought which kind in which week (N, K, 40), and who was in the shop (N, 40)."""
+    week = panel.column("week") - 1
+    bought = np.zeros((*shape, LAST_WEEK), np.bool_)
+    present = np.zeros((shape[0], LAST_WEEK), np.bool_)
+    seen, inside = row >= 0, (row >= 0) & (kind >= 0)
+    bought[row[inside], kind[inside], week[inside]] = True
+    present[row[seen], week[seen]] = True
+    return bought, present
+
+
+def _response(
+    bought: NDArray[np.bool_],
+    present: NDArray[np.bool_],
+    usual: NDArray[np.bool_],
+    depth: Floats,
+    weeks: Ints,
+) -> tuple[Response, Ints]:
+    """Return the response in some weeks, and the household of every row it was fitted to."""
+    possible = usual[:, :, None] & present[:, None, weeks] & np.isfinite(depth[:, weeks])[None]
+    unit, kind, week = np.nonzero(possible)
+    found = response.fit(
+        unit,
+        depth[:, weeks][kind, week],
+        bought[:, :, weeks][unit, kind, week],
+        units=len(usual),
+        fixed=[kind, week],
+    )
+    return found, unit
+
+
+def _values(panel: Panel, kind: Ints, row: Ints, usual: NDArray[np.bool_]) -> Ints:
+    """Return the list-value quantiles of the purchases in weeks 21-40."""
+    late = (panel.column("week") > CUT_WEEK) & (row >= 0) & (kind >= 0)
+    value, *_ = world._purchases(panel, late, row, kind, usual.astype(np.float64))
+    at = (np.arange(world.LIST_VALUES) + 0.5) / world.LIST_VALUES
+    return np.rint(np.quantile(value, at)).astype(np.int64)
+
+
+def _visits(panel: Panel, row: Ints, chosen: Ints) -> tuple[Ints, Ints]:
+    """Return who was in the shop on which day of weeks 21-40, by day: one row per basket."""
+    late = (panel.column("week") > CUT_WEEK) & np.isin(row, chosen)
+    basket, first = np.unique(panel.column("basket")[late], return_index=True)
+    day = panel.column("bought_at")[late][first].astype("datetime64[D]").astype(np.int64)
+    order = np.lexsort((basket, day))
+    return np.searchsorted(chosen, row[late][first])[order], (day - day.min())[order]
