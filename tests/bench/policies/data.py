@@ -187,10 +187,19 @@ def fetched(name: str) -> bytes:
     return found
 
 
+def _debian(package: str, folder: str) -> None:
+    """Download a Debian package; where apt has no lists of packages yet, fetch them first."""
+    try:
+        _run(["apt-get", "download", package], folder)
+    except subprocess.CalledProcessError:
+        _run(["apt-get", "-qq", "update"], folder)
+        _run(["apt-get", "download", package], folder)
+
+
 def _downloaded(source: Source) -> bytes:
     with tempfile.TemporaryDirectory(prefix="barter-bench-") as folder:
         if source.package.startswith("r-cran-"):
-            _run(["apt-get", "download", source.package], folder)
+            _debian(source.package, folder)
             package = next(Path(folder).glob("*.deb"))
             _run(["dpkg-deb", "--fsys-tarfile", str(package)], folder, output="content.tar")
             with tarfile.open(Path(folder) / "content.tar") as content:
