@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import structlog
 
@@ -15,18 +16,30 @@ from service.imports import jobs
 
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 1.0
+LEFT_SECONDS = 60.0
 PARENT = "BARTER_PARENT"
 log = structlog.get_logger()
 
 
 def run(config: Config, stop: threading.Event) -> None:
-    """Look for files until stopped, and have them read."""
+    """Look for files until stopped, and have them read; what is left over is tried now and then."""
+    left: set[str] = set()
+    tried = 0.0
     while not stop.wait(LOOK_SECONDS):
-        if any(path.name.isdigit() for path in jobs.folder(config).iterdir()):
-            status = _read(config, stop)
-            if status and not stop.is_set():
-                log.warning("import_interrupted", status=status)
-                stop.wait(RETRY_SECONDS)
+        found = _files(config)
+        if not found or (found <= left and time.monotonic() - tried < LEFT_SECONDS):
+            continue
+        status = _read(config, stop)
+        # What came while it read is not among those that it left.
+        left, tried = _files(config) & found, time.monotonic()
+        if status and not stop.is_set():
+            log.warning("import_interrupted", status=status)
+            left = set()
+            stop.wait(RETRY_SECONDS)
+
+
+def _files(config: Config) -> set[str]:
+    return {path.name for path in jobs.folder(config).iterdir() if path.name.isdigit()}
 
 
 def _read(config: Config, stop: threading.Event) -> int:

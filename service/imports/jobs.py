@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ KEPT_REJECTS = 10_000
 ATTEMPTS = 5
 """So many processes may die of a file, one after the other and without a row stored in between."""
 BLOCK = 1 << 20
+ORPHAN_SECONDS = 86_400.0
 UNDOABLE = ("interactions", "transactions")
 log = structlog.get_logger()
 
@@ -373,7 +375,10 @@ def rejects(session: Session, id: int) -> Iterator[ImportReject]:
 
 
 def waiting(config: Config, engine: Engine) -> list[tuple[int, Path]]:
-    """Return the imports whose files wait on this host, oldest first; drops files of no use."""
+    """Return the imports whose files wait on this host, oldest first; drops files of no use.
+
+    A file without its record is one whose record is just being committed, unless it is old.
+    """
     found = []
     for path in sorted(folder(config).iterdir(), key=lambda one: one.name.zfill(12)):
         if not path.name.isdigit():
@@ -383,7 +388,8 @@ def waiting(config: Config, engine: Engine) -> list[tuple[int, Path]]:
             if job is not None and job.state in ("waiting", "reading"):
                 found.append((job.id, path))
                 continue
-        path.unlink(missing_ok=True)
+        if job is not None or time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
+            path.unlink(missing_ok=True)
     return found
 
 

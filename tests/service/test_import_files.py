@@ -344,6 +344,18 @@ def test_an_import_of_receipts_can_be_undone(
         jobs.undo(session, people.id, actor="test")
 
 
+def test_only_files_of_no_use_are_dropped(engine: Engine, config: Config, tmp_path: Path) -> None:
+    done = sent(engine, config, written(tmp_path, HEADER + good(1)))
+    folder = jobs.folder(config)
+    for name in (str(done.id), "71", "72", "receiving-ab"):
+        written(folder, HEADER, name)
+    os.utime(folder / "72", (0, 0))
+    assert jobs.waiting(config, engine) == []
+    assert {path.name for path in folder.iterdir()} == {"71", "receiving-ab"}, (
+        "the record of 71 may just be on its way"
+    )
+
+
 def test_a_file_beyond_the_limit_leaves_nothing_behind(config: Config, tmp_path: Path) -> None:
     path = written(tmp_path, b"x" * 5_000_000)
     with path.open("rb") as stream, pytest.raises(TooLarge, match="barter import"):
