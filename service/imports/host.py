@@ -29,7 +29,12 @@ def run(config: Config, stop: threading.Event) -> None:
         found = _files(config)
         if not found or (found <= left and time.monotonic() - tried < LEFT_SECONDS):
             continue
-        status = _read(config, stop)
+        try:
+            status = _read(config, stop)
+        except OSError as error:
+            # No memory or no process to be had just now.
+            log.warning("import_not_started", error=error.strerror)
+            status = 1
         # What came while it read is not among those that it left.
         left, tried = _files(config) & found, time.monotonic()
         if status and not stop.is_set():
