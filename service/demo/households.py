@@ -140,16 +140,23 @@ def contexts(before: Known, campaign: Category) -> dict[str, Ints]:
     return {name: features.quantise(values[campaign.row]) for name, values in sets.items()}
 
 
-def purchases(panel: Panel, before: Known, *, categories: int = 40) -> Floats:
-    """Return what each household bought in weeks 1-20 (N, C): log of lines by large category."""
-    sold, names, _ = _coded_categories(panel)
-    early = panel.column("week") <= CUT_WEEK
-    often = np.argsort(-np.bincount(sold[early & (sold >= 0)], minlength=len(names)))[:categories]
-    row = world._lookup(before.households.id, panel.column("household"))
-    held = early & np.isin(sold, often)
-    count = np.zeros((len(before.segment), len(names)))
-    np.add.at(count, (row[held], sold[held]), 1.0)
-    return np.stack([_standard(column) for column in np.log1p(count[:, often]).T], axis=1)
+def groupings(before: Known, campaign: Category) -> dict[str, Ints]:
+    """Return each household's group (H,), by what the groups are made of: traits as segments.
+
+    ``none`` are the demo's segments; ``own response`` thirds of the level by thirds of the slope.
+    """
+    persona = np.unique(before.traits["persona"].astype(str), return_inverse=True)[1]
+    level, tilt = (_third(values[campaign.row]) for values in campaign.earlier[1:3])
+    return {
+        "none": before.segment[campaign.row],
+        "persona": persona[campaign.row],
+        "own response": level * 3 + tilt,
+    }
+
+
+def _third(values: Floats) -> Ints:
+    cuts = np.quantile(values, [1 / 3, 2 / 3])
+    return np.searchsorted(cuts, values).astype(np.int64)
 
 
 def largest(panel: Panel, count: int) -> list[str]:
