@@ -20,7 +20,8 @@ LARGEST_BYTES = 400_000
 MACHINE = re.compile(r"/(home|root|work|tmp|Users|usr|var)/|site-packages|[A-Z]:\\\\")
 #: What the code cells of a notebook may import: the library, and what its reader surely has.
 IMPORTED = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
-ALLOWED = {"IPython", "bandits", "numpy", "os", "re", "typing", "vl_convert"}
+#: ``service`` for the panel of the demo, which is read and never stored.
+ALLOWED = {"IPython", "bandits", "numpy", "os", "re", "service", "typing", "vl_convert"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
