@@ -118,7 +118,9 @@ def _solve(now: Array, theirs: Array, block: Block, gram: Array, confidence: Arr
         inner = jnp.einsum("blk,bk->bl", theirs, p) * weight
         return p @ gram + ridge * p + jnp.einsum("blk,bl->bk", theirs, inner)
 
-    left = jnp.einsum("blk,bl->bk", theirs, 1.0 + weight) - times(now)
+    # What is left of the right-hand side, less times(now), in one pass over ``theirs``.
+    missing = 1.0 + weight * (1.0 - jnp.einsum("blk,bk->bl", theirs, now))
+    left = jnp.einsum("blk,bl->bk", theirs, missing) - now @ gram - ridge * now
     direction, size = left, _square(left)
     for step in range(STEPS):
         image = times(direction)
