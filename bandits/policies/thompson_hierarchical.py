@@ -49,6 +49,8 @@ from bandits.types import ArmSums, Array, Batch, Contexts, Policy
 FULL = 10
 #: Draws, and how many numbers they may hold together (2 MB): large campaigns have fewer.
 DRAWS, FEWEST, _NUMBERS = 2048, 256, 1 << 18
+#: How many numbers of a segment's draws are compared at once; the draws of 1,024 arms are as many.
+_BLOCK = 1 << 18
 
 SPEC = PolicySpec(
     name="thompson_hierarchical",
@@ -132,7 +134,7 @@ def _probabilities(arms: int, segments: int, space: Backend) -> arm_level.Probab
     def rows(reward: Array, segment: Array, mask: Array) -> Array:
         return explore.frozen(space.xp.asarray(reward)[segment], mask)
 
-    compiled = space.jit(rows)
+    compiled = space.jit(rows) if space.name == "jax" else _in_blocks
 
     def probabilities(belief: Draws, contexts: Contexts, mask: Array) -> Array:
         arm_level.check_shapes(contexts, mask, arms=arms)
@@ -145,6 +147,20 @@ def _probabilities(arms: int, segments: int, space: Backend) -> arm_level.Probab
         return compiled(belief.reward, segment[padded], allowed[padded])[inverse]
 
     return probabilities
+
+
+def _in_blocks(reward: Array, segment: Array, mask: Array) -> Array:
+    """Shares (B, A), draws of many arms worked off in blocks that a cache holds: linear in arms."""
+    count, arms = reward.shape[1:]
+    step = max(1, _BLOCK // arms)
+    if count <= step:
+        return explore.frozen(reward[segment], mask)
+    shares = np.zeros(mask.shape)
+    for row, draws in enumerate(reward[number] for number in segment):
+        for first in range(0, count, step):
+            block = draws[None, first : first + step]
+            shares[row] += explore.frozen(block, mask[row : row + 1])[0] * (block.shape[1] / count)
+    return shares
 
 
 def _draws(sums: ArmSums, depth: Floats, offers: Offers | None, slope: shared.Slope) -> Floats:

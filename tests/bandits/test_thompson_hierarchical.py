@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bandits import ledger, policies
+from bandits.policies import thompson_hierarchical
 from bandits.types import Contexts
 from tests.bench import discount_worlds as bench
 
@@ -66,3 +67,19 @@ def test_no_arm_is_given_up_that_may_still_be_best() -> None:
         return float(policy.probabilities(belief, contexts, np.ones((1, 2), bool))[0, 1])
 
     assert served(0.01) > 0.05 * served(1.0) > 0.0
+
+
+def test_many_arms_are_worked_off_in_blocks_and_share_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arms, segments = 60, 2
+    depth = np.tile(np.linspace(0.0, 0.3, arms), (segments, 1)).tolist()
+    made = policies.make("thompson_hierarchical", arms=arms, segments=segments, depth=depth)
+    belief = made.believe(made.init())
+    contexts = Contexts(np.array([0, 1, 1], np.int32), np.zeros((3, 0), np.int64))
+    mask = np.random.default_rng(0).random((3, arms)) < 0.7
+    whole = made.probabilities(belief, contexts, mask)
+    monkeypatch.setattr(thompson_hierarchical, "_BLOCK", 7 * arms)
+    parts = made.probabilities(belief, contexts, mask)
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12)
+    assert (parts[~mask] == 0).all()

@@ -37,8 +37,6 @@ ARMS = (10, 32, 100, 320, 1000, 3200, 10_000)
 FEATURES = (8, 32, 128, 512, 2048)
 #: Features where arms grow, and arms where features grow.
 FEW_FEATURES, FEW_ARMS = 8, 10
-#: Where a policy stops: its belief is cubic in arms.
-MOST_ARMS = {"thompson_hierarchical": 1000}
 #: What the machine needs for the matrices alone.
 YARDSTICK = "matrix-vector products"
 #: Rows learnt, and rows of one batch.
@@ -58,8 +56,7 @@ class Point(NamedTuple):
 
 def measured(name: str, *, arms: int, features: int, axis: str) -> Point:
     """The cost of one decision of the policy ``name``."""
-    options: dict[str, Any] = {"shares": np.ones(arms)} if name == "fixed_split" else {}
-    policy = policies.make(name, arms=arms, segments=1, features=features, **options)
+    policy = policies.make(name, arms=arms, segments=1, features=features, **options(name, arms))
     state = learnt(policy, arms=arms, features=features)
     begin = time.process_time()
     belief = policy.believe(state)
@@ -70,6 +67,15 @@ def measured(name: str, *, arms: int, features: int, axis: str) -> Point:
     took, peak = cost(lambda: policy.probabilities(belief, contexts, mask))
     size = arms if axis == "arms" else features
     return Point(name, axis, size, 1e3 * took, (held + peak) / 1e6, 1e3 * believed)
+
+
+def options(name: str, arms: int) -> dict[str, Any]:
+    """What a policy must be told: the shares, or, as a campaign's offers tell them, the depths."""
+    if name == "fixed_split":
+        return {"shares": np.ones(arms)}
+    if name == "thompson_hierarchical":
+        return {"depth": np.linspace(0.0, 0.3, arms)[None].tolist()}
+    return {}
 
 
 def cost(call: Callable[[], object]) -> tuple[float, int]:
@@ -122,9 +128,8 @@ def all_points(names: list[str]) -> list[Point]:
     points += [yardstick(arms=FEW_ARMS, features=size, axis="features") for size in FEATURES]
     for name in names:
         for size in ARMS:
-            if size <= MOST_ARMS.get(name, size):
-                points.append(measured(name, arms=size, features=FEW_FEATURES, axis="arms"))
-                print(points[-1], flush=True)
+            points.append(measured(name, arms=size, features=FEW_FEATURES, axis="arms"))
+            print(points[-1], flush=True)
         for size in FEATURES if policies.describe(name).contextual else ():
             points.append(measured(name, arms=FEW_ARMS, features=size, axis="features"))
             print(points[-1], flush=True)
