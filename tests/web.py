@@ -6,6 +6,7 @@ from typing import Any
 
 from flask.testing import FlaskClient
 from sqlalchemy import Engine
+from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
 from service import db, keys
@@ -15,6 +16,10 @@ from service.models import SCOPES
 from tests.loop import Loop, running
 
 PROBLEM = "application/problem+json"
+
+PASSWORD = "a long enough password"
+# One cheap round: these tests log in many times.
+HASH = generate_password_hash(PASSWORD, method="pbkdf2:sha256:1")
 
 
 class Web:

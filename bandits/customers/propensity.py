@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from bandits.customers.folds import by_cluster
+from bandits.regressors.trees import library
 
 Floats = NDArray[np.float64]
 Setting = Mapping[str, float]
@@ -424,7 +425,7 @@ def _newton(z: Floats, y: Floats, w: Floats, ridge: Floats) -> Floats:
 
 
 def _fit_trees(x: Floats, y: Floats, w: Floats, setting: Setting, rising: bool, seed: int) -> Trees:
-    lightgbm = _library()
+    lightgbm = library()
     options = {
         "objective": "binary", "learning_rate": RATE, "num_leaves": int(setting["leaves"]),
         "max_depth": DEPTH, "min_data_in_leaf": LEAF_ROWS, "lambda_l2": 1.0, "num_threads": 1,
@@ -456,16 +457,6 @@ def _nodes(root: dict[str, Any], count: int) -> tuple[NDArray[Any], ...]:
         else:
             value[place] = node["leaf_value"]
     return feature, threshold, left, right, value
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("lightgbm")
-    except (ImportError, OSError) as error:
-        raise RuntimeError(
-            f"trees are fitted by LightGBM, which cannot be imported here ({error}):"
-            " pip install 'barter[trees]' (Debian also needs the package libgomp1)"
-        ) from error
 
 
 def _fit_network(

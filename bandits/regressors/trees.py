@@ -215,7 +215,7 @@ def _fitted(batch: Batch, *, arms: int, segments: int, seed: int) -> TreeState:
 
 def _grow(x: NDArray[np.int64], y: NDArray[np.float64], seed: int) -> tuple[list[Tree], float]:
     """The trees of one arm, and the sum of their squared residuals."""
-    lightgbm = _library()
+    lightgbm = library()
     options = {
         "objective": "regression", "learning_rate": RATE, "num_leaves": LEAVES,
         "max_depth": DEPTH, "min_data_in_leaf": LEAF_ROWS, "min_data_in_bin": 1,
@@ -268,7 +268,12 @@ def _size(reward: NDArray[np.int64]) -> float:
     return max(1.0, float(np.sqrt(square)))
 
 
-def _library() -> Any:
+def library() -> Any:
+    """LightGBM, by which trees are fitted.
+
+    Raises:
+        RuntimeError: it cannot be imported here; the message says what to install.
+    """
     try:
         # By name: only fitting needs it, and a server that only serves may do without.
         return importlib.import_module("lightgbm")

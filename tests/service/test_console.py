@@ -15,16 +15,14 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
-from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
 from bandits import policies
 from service import bundle, campaigns, db, history, keys, users
-from service.app import create_app
 from service.charts import charts, theme
 from service.config import Config
 from service.definition import CampaignDefinition
-from service.models import ROLES, User
+from service.models import ROLES
 from service.replay import replay
 from service.reports import campaign_report
 from service.views import console_forms as forms
@@ -33,10 +31,8 @@ from service.views.console_base import NEEDS, RIGHTS, inside
 from service.views.console_campaigns import differences
 from service.views.console_reader import Values
 from tests.loop import Loop, definition
+from tests.web import PASSWORD
 
-PASSWORD = "a long enough password"
-# One cheap round: these tests log in many times.
-HASH = generate_password_hash(PASSWORD, method="pbkdf2:sha256:1")
 EVERY_OFFER: list[dict[str, Any]] = [
     {"kind": "none"},
     {"kind": "percentage", "percent": 12.5, "max_discount_minor": 2050},
@@ -85,18 +81,6 @@ class Browser:
         found = re.search(r'name="csrf_token" value="([^"]+)"', reply.text)
         self.token = found[1] if found else self.token
         return reply
-
-
-@pytest.fixture
-def app(config: Config, engine: Engine) -> Iterator[Flask]:
-    with db.transaction(engine) as session:
-        for role in ROLES:
-            email, name = f"{role}@shop.example", role.capitalize()
-            session.add(User(email=email, name=name, role=role, password_hash=HASH))
-    made = create_app(config)
-    yield made
-    made.extensions["barter"].stop()
-    made.extensions["barter.engine"].dispose()
 
 
 def everything() -> CampaignDefinition:

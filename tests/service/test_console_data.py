@@ -5,7 +5,6 @@ import io
 import json
 import re
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,30 +14,17 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
 from service import customers, db, shop
-from service.app import create_app
 from service.config import Config
 from service.imports import command, jobs, kinds, load
-from service.models import ROLES, Import, Interaction, Product, Transaction, User
+from service.models import Import, Interaction, Product, Transaction
 from service.runtime import pseudonym
 from service.views import console_base
 from service.views.console_data import KINDS
 from tests.loop import Loop, running
-from tests.service.test_console import HASH, Browser
+from tests.service.test_console import Browser
 from tests.service.test_import_files import HEADER, good
 
 NEVER = threading.Event()
-
-
-@pytest.fixture
-def app(config: Config, engine: Engine) -> Iterator[Flask]:
-    with db.transaction(engine) as session:
-        for role in ROLES:
-            email, name = f"{role}@shop.example", role.capitalize()
-            session.add(User(email=email, name=name, role=role, password_hash=HASH))
-    made = create_app(config)
-    yield made
-    made.extensions["barter"].stop()
-    made.extensions["barter.engine"].dispose()
 
 
 def upload(browser: Browser, text: str | bytes, **fields: Any) -> TestResponse:

@@ -1,32 +1,15 @@
 """The console's pages of what was found in receipts: personas, elasticities, and a customer's."""
 
-from collections.abc import Iterator
-
-import pytest
 from flask import Flask
 from sqlalchemy import Engine
 
 from service import db
-from service.app import create_app
 from service.config import Config
 from service.imports import load
-from service.models import ROLES, User
 from service.runtime import pseudonym
 from service.traits import schedule, stored
-from tests.service.test_console import HASH, Browser
+from tests.service.test_console import Browser
 from tests.service.test_traits import receipts
-
-
-@pytest.fixture
-def app(config: Config, engine: Engine) -> Iterator[Flask]:
-    with db.transaction(engine) as session:
-        for role in ROLES:
-            email, name = f"{role}@shop.example", role.capitalize()
-            session.add(User(email=email, name=name, role=role, password_hash=HASH))
-    made = create_app(config)
-    yield made
-    made.extensions["barter"].stop()
-    made.extensions["barter.engine"].dispose()
 
 
 def test_before_anything_was_computed_the_pages_say_how_to_begin(app: Flask) -> None:
