@@ -17,6 +17,7 @@ from service.imports import jobs
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 LEFT_SECONDS = 60.0
+TIDY_SECONDS = 600.0
 PARENT = "BARTER_PARENT"
 log = structlog.get_logger()
 
@@ -24,8 +25,11 @@ log = structlog.get_logger()
 def run(config: Config, stop: threading.Event) -> None:
     """Look for files until stopped, and have them read; what is left over is tried now and then."""
     left: set[str] = set()
-    tried = 0.0
+    tried = tidied = 0.0
     while not stop.wait(LOOK_SECONDS):
+        if time.monotonic() - tidied > TIDY_SECONDS:
+            jobs.tidy(config)
+            tidied = time.monotonic()
         found = _files(config)
         if not found or (found <= left and time.monotonic() - tried < LEFT_SECONDS):
             continue

@@ -5,6 +5,7 @@ nothing and loses nothing, and two processes at one import cannot both take a ch
 in the data folder of the host that took it, open to nobody else, until it has been read.
 """
 
+import contextlib
 import datetime as dt
 import hashlib
 import itertools
@@ -23,7 +24,7 @@ from sqlalchemy.orm import Session
 from service import audit
 from service.config import Config
 from service.db import transaction
-from service.errors import Conflict, FieldError, Invalid, NotFound, TooLarge
+from service.errors import Conflict, FieldError, Invalid, NotFound, TooLarge, Unavailable
 from service.imports import files, kinds, load
 from service.imports.files import BadFile, Damage, Row
 from service.imports.kinds import Plan, Refused, Settings, UnfitHeader
@@ -75,7 +76,10 @@ def too_large(limit: int) -> TooLarge:
 
 
 def receive(config: Config, stream: IO[bytes], *, limit: int) -> Received:
-    """Take a file in from a stream; raises TooLarge beyond ``limit`` bytes, and keeps nothing."""
+    """Take a file in from a stream; what fails keeps nothing.
+
+    Raises TooLarge beyond ``limit`` bytes, and Unavailable where this host's disk cannot take it.
+    """
     path = folder(config) / f"receiving-{secrets.token_hex(8)}"
     digest, size = hashlib.sha256(), 0
     try:
@@ -88,10 +92,21 @@ def receive(config: Config, stream: IO[bytes], *, limit: int) -> Received:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            log.error("file_not_taken_in", error=error.strerror)
+            raise Unavailable("This server's disk cannot take the file just now.") from None
         raise
     return Received(path, size, digest.hexdigest())
+
+
+def tidy(config: Config) -> None:
+    """Drop files that a process died of while it took them in: they may name customers."""
+    for path in folder(config).glob("receiving-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
+                path.unlink()
 
 
 def described(path: Path) -> Received:

@@ -1,6 +1,7 @@
 """Files that people send: what is read, what is refused, and that the good part stays."""
 
 import datetime as dt
+import errno
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from sqlalchemy import Engine, func, select
 
 from service import db
 from service.config import Config
-from service.errors import Conflict, Invalid, TooLarge
+from service.errors import Conflict, Invalid, TooLarge, Unavailable
 from service.imports import jobs
 from service.imports.kinds import Settings
 from service.models import Customer, Import, Interaction, Product, Transaction
@@ -349,7 +350,10 @@ def test_only_files_of_no_use_are_dropped(engine: Engine, config: Config, tmp_pa
     folder = jobs.folder(config)
     for name in (str(done.id), "71", "72", "receiving-ab"):
         written(folder, HEADER, name)
-    os.utime(folder / "72", (0, 0))
+    written(folder, HEADER, "receiving-cd")
+    for name in ("72", "receiving-cd"):
+        os.utime(folder / name, (0, 0))
+    jobs.tidy(config)
     assert jobs.waiting(config, engine) == []
     assert {path.name for path in folder.iterdir()} == {"71", "receiving-ab"}, (
         "the record of 71 may just be on its way"
@@ -360,6 +364,18 @@ def test_a_file_beyond_the_limit_leaves_nothing_behind(config: Config, tmp_path:
     path = written(tmp_path, b"x" * 5_000_000)
     with path.open("rb") as stream, pytest.raises(TooLarge, match="barter import"):
         jobs.receive(config, stream, limit=4_000_000)
+    assert list(jobs.folder(config).iterdir()) == []
+
+
+def test_a_full_disk_keeps_nothing_and_says_so(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with written(tmp_path, HEADER).open("rb") as stream, pytest.raises(Unavailable, match="disk"):
+        jobs.receive(config, stream, limit=10**6)
     assert list(jobs.folder(config).iterdir()) == []
 
 
