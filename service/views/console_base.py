@@ -49,6 +49,7 @@ _TAKES_FILE: set[str] = set()
 STATIC = Path(__file__).parent.parent / "static"
 THEMES = ("light", "dark")
 PAGE_SIZE = 50
+REPORT_SECONDS = 2.0
 _MENU: tuple[tuple[str, str, str, Right], ...] = (
     ("Campaigns", "campaigns", "campaign_list", "read"),
     ("Data", "data", "data", "read"),
@@ -266,6 +267,8 @@ def _set_up(state: Any) -> None:
     login.session_protection = None
     login.user_loader(_load)
     login.init_app(app)
+    # Of this application, not of the process: another one may stand on another database.
+    app.extensions["barter.reports"] = Recent(REPORT_SECONDS)
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
 
@@ -373,11 +376,6 @@ class Recent:
                 self._kept.clear()
             self._kept[key] = (time.monotonic(), made)
         return made
-
-    def forget(self) -> None:
-        """Drop everything, after something was changed here."""
-        with self._lock:
-            self._kept.clear()
 
 
 def field_messages(error: BarterError, names: Mapping[str, str] | None = None) -> dict[str, str]:

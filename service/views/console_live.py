@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import flask
-from flask import request
+from flask import current_app, request
 from markupsafe import escape
 
 from service import campaigns, charts
@@ -17,8 +17,6 @@ from service.views import console_features as features
 from service.views import console_words as words
 from service.views.console_base import Recent, Reply, database, page, render
 from service.views.console_campaigns import frame
-
-_reports = Recent(seconds=2.0)
 
 _KINDS = {
     "leading": "good",
@@ -123,7 +121,8 @@ def _report(key: str) -> Report:
         with database() as session:
             return campaign_report(session, key)
 
-    found: Report = _reports.get(key, make)
+    reports: Recent = current_app.extensions["barter.reports"]
+    found: Report = reports.get(key, make)
     return found
 
 
