@@ -17,6 +17,7 @@ import orjson
 
 from bandits import features
 from bandits.types import FEATURE_LIMIT
+from service import holidays
 from service.definition import BooleanFeature, CampaignDefinition, CategoryFeature, Feature
 
 
@@ -45,6 +46,11 @@ CLOCK: Mapping[str, Callable[[dt.datetime], object]] = {
     "month": lambda now: now.month,
 }
 """Attributes that the clock tells, in the campaign's zone, where nothing else tells them."""
+HOLIDAYS: Mapping[str, Callable[[str, dt.date], object]] = {
+    "holiday": holidays.is_holiday,
+    "days_to_holiday": holidays.days_to_holiday,
+}
+"""The same of the campaign's country, where it names one."""
 
 
 def known(
@@ -67,12 +73,15 @@ def recalled(kept: bytes, now: dt.datetime) -> dict[str, object]:
 
 
 def clock(definition: CampaignDefinition, now: dt.datetime) -> dict[str, object]:
-    """Return what the clock says of those of its attributes that the campaign's features read."""
-    wanted = [feature.key for feature in definition.features if feature.key in CLOCK]
-    if not wanted:
+    """Return what the clock says of those of its attributes that the campaign reads."""
+    wanted, days = definition.reads & CLOCK.keys(), definition.reads & HOLIDAYS.keys()
+    if not wanted and not days:
         return {}
-    here = now.astimezone(ZoneInfo(definition.zone))
-    return {key: CLOCK[key](here) for key in wanted}
+    here, country = now.astimezone(ZoneInfo(definition.zone)), definition.country
+    told = {key: CLOCK[key](here) for key in wanted}
+    if country is not None:
+        told |= {key: HOLIDAYS[key](country, here.date()) for key in days}
+    return told
 
 
 def encode(definition: CampaignDefinition, attributes: Mapping[str, object]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from pydantic import (
 from bandits import policies
 from bandits.policies import time_options
 from bandits.types import Policy
+from service import holidays
 from service.models import KEY_PATTERN
 
 MAX_MINOR = 1_000_000_000
@@ -80,6 +81,7 @@ PositiveMinor = Annotated[int, Field(gt=0, le=MAX_MINOR)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Currency = Annotated[str, AfterValidator(_currency)]
 Zone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
+Country = Annotated[str, AfterValidator(holidays.checked)]
 Moment = Annotated[dt.datetime, BeforeValidator(_moment), AfterValidator(_aware)]
 Scalar = (
     Annotated[bool, Field(strict=True)]
@@ -471,6 +473,11 @@ class CampaignDefinition(Document):
     description: Prose = ""
     currency: Currency = "USD"
     zone: Zone = "UTC"
+    country: Country | None = Field(
+        None,
+        description="Whose public holidays `holiday` and `days_to_holiday` tell: an ISO 3166 code"
+        " such as US, or US-CA for a part of a country.",
+    )
     starts_at: Moment | None = None
     ends_at: Moment | None = None
     arms: Annotated[tuple[Arm, ...], Field(min_length=2, max_length=50)]
@@ -614,6 +621,14 @@ class CampaignDefinition(Document):
     def segment_keys(self) -> tuple[str, ...]:
         """The keys of all segments in order; ``everyone`` is always the last."""
         return (*(segment.key for segment in self.segments), EVERYONE)
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The attributes that features and the rules of segments read."""
+        rules = [rule for segment in self.segments for rule in segment.rules]
+        return frozenset(
+            (*(rule.attribute for rule in rules), *(feature.key for feature in self.features))
+        )
 
     @cached_property
     def feature_width(self) -> int:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from bandits import policies
 from service import campaigns
-from service.contexts import CLOCK
+from service.contexts import CLOCK, HOLIDAYS
 from service.definition import AUTO, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.history import policy_now
@@ -40,6 +40,7 @@ COUNTED = 50_000
 KNOWN_ATTRIBUTES = (
     *TRAITS.items(),
     *((name, "by the clock, in the campaign’s zone") for name in CLOCK),
+    *((name, "by the holidays of the campaign’s country") for name in HOLIDAYS),
 )
 OBJECTIVES = {
     "profit": ("Profit", "Margin minus the discount: nothing is given away for nothing."),

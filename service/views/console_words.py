@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bandits import policies
+from service.contexts import HOLIDAYS
 from service.definition import AUTO, Arm, CampaignDefinition, Rule, Segment, money
 from service.views import console_features
 from service.views.console_forms import OPERATORS
@@ -296,7 +297,7 @@ def review(
         Topic("Who gets what", _who(plan)),
         Topic("The offers", _offers(plan)),
         Topic("Segments", _groups(plan)),
-        Topic("Features", _features(plan)),
+        Topic("Features", (*_features(plan), *_holidays(plan))),
         Topic("The aim", _aim(plan)),
         Topic("Limits", _limits(plan)),
         Topic("Counting", _counting(plan)),
@@ -381,6 +382,19 @@ def _features(plan: CampaignDefinition) -> tuple[str, ...]:
             " sharing customers out does not look at them:"
         )
     return (use, *told)
+
+
+def _holidays(plan: CampaignDefinition) -> tuple[str, ...]:
+    read = sorted(plan.reads & HOLIDAYS.keys())
+    if not read:
+        return ()
+    if plan.country is None:
+        told = "are" if len(read) > 1 else "is"
+        return (
+            f"{' and '.join(read)} {told} known only where requests say so, because no country is"
+            " named under “Schedule”.",
+        )
+    return (f"Holidays are those of {plan.country}.",)
 
 
 def policy(name: str) -> Way:

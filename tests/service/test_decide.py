@@ -11,9 +11,10 @@ import pytest
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select
 
-from service import campaigns, db
+from service import campaigns, contexts, db
 from service.config import Config
 from service.decide import campaign_number, decide
+from service.eligibility import segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionRequest
 from service.models import Decision
@@ -335,3 +336,31 @@ def test_the_clock_tells_features_that_nobody_else_tells(loop: Loop) -> None:
     assert found[loop.runtime.pseudonym("ana")] == ([one, one, one, 0], [])
     assert found[unit] == ([3 * one, one, one, 0], [])
     assert found[loop.runtime.pseudonym("cleo")] == ([one, 0, one, 0], [])
+
+
+@pytest.mark.parametrize(
+    ("country", "zone", "moment", "holiday", "days"),
+    [
+        ("DE-BY", "Europe/Berlin", "2027-01-06T12:00", True, 0),  # Epiphany, kept in Bavaria
+        ("DE", "Europe/Berlin", "2027-01-06T12:00", False, 30),
+        ("US", "America/New_York", "2026-11-24T12:00", False, 2),  # Thanksgiving is on a Thursday
+        ("US", "America/New_York", "2026-12-26T04:59", True, 0),  # still Christmas in New York
+        ("US", "America/New_York", "2026-12-26T05:00", False, 6),
+        ("US", "Asia/Tokyo", "2026-12-24T15:00", True, 0),  # the country's days, the zone's dates
+        (None, "Europe/Berlin", "2026-12-25T12:00", None, None),
+    ],
+)
+def test_the_clock_knows_the_holidays_of_a_country(
+    country: str | None, zone: str, moment: str, holiday: bool | None, days: int | None
+) -> None:
+    rules = [{"attribute": "days_to_holiday", "op": "<", "value": 3}]
+    plan = definition(
+        country=country,
+        zone=zone,
+        features=[{"kind": "boolean", "key": "holiday", "name": "Holiday"}],
+        segments=[{"key": "soon", "name": "Soon", "rules": rules}],
+    )
+    now = dt.datetime.fromisoformat(moment).replace(tzinfo=dt.UTC)
+    wanted = {} if country is None else {"holiday": holiday, "days_to_holiday": days}
+    assert contexts.clock(plan, now) == wanted
+    assert segment_of(plan, wanted) == (0 if days is not None and days < 3 else 1)

@@ -56,6 +56,12 @@ def test_what_an_offer_costs(
     [
         ({"default_arm": "fifty"}, "default_arm: must be one of the arms: none, ten, twenty"),
         ({"zone": "Mars/Olympus"}, "IANA time zone such as Europe/Madrid"),
+        ({"country": "Germany"}, "ISO 3166 code such as US, US-CA or DE-BY"),
+        ({"country": "XX"}, "no holidays of XX are known; leave it out"),
+        (
+            {"country": "DE-XX"},
+            "no holidays of DE-XX are known: use DE, or one of its parts BB",
+        ),
         ({"currency": "euro"}, "ISO 4217 code such as EUR"),
         ({"starts_at": 1_800_000_000}, "RFC 3339"),
         ({"starts_at": "2026-12-01T09:00:00"}, "offset"),

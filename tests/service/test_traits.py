@@ -291,7 +291,7 @@ def test_serving_processes_import_nothing_that_fits() -> None:
     code = (
         "import sys, service.app;"
         "print([name for name in ('jax', 'lightgbm', 'pyarrow', 'scipy.stats', 'scipy.optimize',"
-        " 'bandits.customers.clv', 'service.traits.fit') if name in sys.modules])"
+        " 'bandits.customers.clv', 'service.traits.fit', 'holidays') if name in sys.modules])"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
