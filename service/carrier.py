@@ -11,19 +11,21 @@ serving processes read. When Postgres is away both directions wait, and serving 
 import datetime as dt
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import orjson
 import structlog
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from service import queries
+from service import products, queries
 from service.contexts import known
+from service.models import Customer, Product
 from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
 
 BATCH = 2_000
-CUSTOMER_ROWS = 1_000
+PIECE_ROWS = 1_000
 IDLE_SECONDS = 0.02
 REFRESH_SECONDS = 1.0
 KEEP_SECONDS = 86_400.0
@@ -32,10 +34,39 @@ log = structlog.get_logger()
 
 STATEMENTS = {DECISION: queries.INSERT_DECISIONS, OUTCOME: queries.INSERT_OUTCOMES}
 OVERLAP = dt.timedelta(seconds=60)
-NEWS = ("campaigns", "keys", "customers", "snapshot", "budgets")
+NEWS = ("campaigns", "keys", "customers", "products", "snapshot", "budgets")
 """What, when it is announced, is brought down at once; of the log we are the ones who announce."""
 
 Entries = Sequence[tuple[int, int, bytes]]
+
+
+class _Followed:
+    """A table whose rows are brought down as they change.
+
+    ``changed`` is its column that says when a row did, ``rows`` the query of those that changed
+    at or after a moment, oldest first.
+    """
+
+    def __init__(self, changed: Any, rows: Callable[[Any], queries.Query]) -> None:
+        self._changed, self._rows = changed, rows
+        self._since: dt.datetime | None = None
+        self._seen: tuple[int, dt.datetime] | None = None
+
+    def news(self, connection: Connection) -> Iterator[Sequence[Row[Any]]]:
+        """Yield rows that are news; the last minute is read again, for overlapping writers.
+
+        In small pieces, to be kept one by one: decisions want the local log meanwhile.
+        """
+        since = self._since
+        number, newest, now = connection.execute(queries.news(self._changed, since)).one()
+        if newest is None:
+            return
+        if (number, newest) != self._seen:
+            query = self._rows(since).execution_options(yield_per=PIECE_ROWS)
+            yield from connection.execute(query).partitions()
+            self._seen = number, newest
+        overlap = OVERLAP if now - newest < OVERLAP else dt.timedelta(0)
+        self._since = newest - overlap
 
 
 class Carrier:
@@ -46,8 +77,8 @@ class Carrier:
         self.changed = threading.Event()
         self._shipped: int | None = None
         self._released: dict[int, int] = {}
-        self._customers_since: dt.datetime | None = None
-        self._customers_seen: tuple[int, dt.datetime] | None = None
+        self._customers = _Followed(Customer.updated_at, queries.customers_since)
+        self._products = _Followed(Product.updated_at, queries.products_since)
         self._newest: dict[int, tuple[int, int | None]] = {}
         self._refreshed_at = self._pruned_at = 0.0
 
@@ -162,7 +193,7 @@ class Carrier:
             released: dict[int, int] = {
                 row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
             }
-            self._keep_customers(connection)
+            self._keep_attributes(connection)
         catalogue = orjson.dumps({"campaigns": campaigns, "keys": keys})
         values = {"catalogue": catalogue, **snapshots}
         changed = {name: value for name, value in values.items() if self._spool.read(name) != value}
@@ -198,27 +229,23 @@ class Carrier:
                 states[f"fitted:{row.campaign_id}"] = row.state
         return states
 
-    def _keep_customers(self, connection: Connection) -> None:
-        """Keep attributes that are news; the last minute is read again, for overlapping writers.
-
-        In small pieces, each a transaction of its own: decisions want the local log meanwhile.
-        """
-        since = self._customers_since
-        number, newest, now = connection.execute(queries.customers_news(since)).one()
-        if newest is None:
-            return
-        if (number, newest) != self._customers_seen:
-            pieces = connection.execution_options(yield_per=CUSTOMER_ROWS)
-            for rows in pieces.execute(queries.customers_since(since)).partitions():
-                self._spool.store_customers(
-                    [
-                        (bytes(row.unit), known(row.attributes, row.traits, row.traits_at))
-                        for row in rows
-                    ]
-                )
-            self._customers_seen = number, newest
-        overlap = OVERLAP if now - newest < OVERLAP else dt.timedelta(0)
-        self._customers_since = newest - overlap
+    def _keep_attributes(self, connection: Connection) -> None:
+        """Keep what is news of units and products."""
+        for rows in self._customers.news(connection):
+            self._spool.store_customers(
+                [
+                    (bytes(row.unit), known(row.attributes, row.traits, row.traits_at))
+                    for row in rows
+                ]
+            )
+        for rows in self._products.news(connection):
+            self._spool.store_products(
+                [
+                    (row.id, products.known(row.stock, row.price_minor, row.category, row.pace,
+                                            row.pace_at))
+                    for row in rows
+                ]
+            )  # fmt: skip
 
     def _beat(self, *, database: bool) -> None:
         """Leave word for the health page of how things stand."""

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 import structlog
 
-from service import contexts
+from service import contexts, products
 from service.definition import CampaignDefinition
 from service.eligibility import held_out, mask_bits, masked, segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
@@ -178,7 +178,7 @@ def fingerprint(request: DecisionRequest, unit: bytes) -> str:
 
     The unit goes in as its pseudonym: a hash of its plain name could be found by trying names.
     """
-    rest = request.model_dump_json(exclude={"unit"})
+    rest = request.model_dump_json(exclude={"unit"}, exclude_none=True)
     return hashlib.blake2b(rest.encode(), key=unit, digest_size=12).hexdigest()
 
 
@@ -221,7 +221,7 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
         segment=segment,
         mask=mask,
         context=contexts.encode(definition, attributes),
-        why=_why(definition, reasons, attributes),
+        why=_why(definition, request, reasons, attributes),
         # Stands if the campaign does not run; "running" is replaced below.
         reason=campaign.state_at(default.decided_at),
     )
@@ -235,23 +235,35 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
 
 
 def _why(
-    definition: CampaignDefinition, reasons: Mapping[str, str], attributes: Mapping[str, object]
+    definition: CampaignDefinition,
+    request: DecisionRequest,
+    reasons: Mapping[str, str],
+    attributes: Mapping[str, object],
 ) -> dict[str, Any]:
-    """Return what the log says besides: why arms were masked, which features were filled in."""
-    masks = {"masked": reasons}
-    return (
-        masks | {"filled": contexts.filled(definition, attributes)}
-        if definition.features
-        else masks
-    )
+    """Return what the log says besides.
+
+    That is why arms were masked, which features were filled in, and the product it was about.
+    """
+    said: dict[str, Any] = {"masked": reasons}
+    if definition.features:
+        said["filled"] = contexts.filled(definition, attributes)
+    if request.product is not None:
+        said["product"] = request.product
+    return said
 
 
 def _attributes(runtime: Runtime, draft: Draft) -> Mapping[str, object]:
-    """Return what is known of the unit: the request first, then the store, then the clock."""
-    stored, told = runtime.spool.attributes(draft.unit), draft.request.attributes
-    known = told if stored is None else contexts.recalled(stored, draft.decided_at) | told
-    now = contexts.clock(draft.campaign.definition, draft.decided_at)
-    return now | known if now else known
+    """Return what is known: the request first, then the product, the unit's store, the clock."""
+    request, definition, now = draft.request, draft.campaign.definition, draft.decided_at
+    known = contexts.clock(definition, now)
+    stored = runtime.spool.attributes(draft.unit)
+    if stored is not None:
+        known |= contexts.recalled(stored, now)
+    if request.product is not None and definition.reads & products.ATTRIBUTES.keys():
+        kept = runtime.spool.product(request.product)
+        if kept is not None:
+            known |= products.recalled(kept, now)
+    return known | request.attributes if known else request.attributes
 
 
 def _randomise(runtime: Runtime, draft: Draft) -> Draft:

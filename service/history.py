@@ -122,6 +122,8 @@ class Explanation:
     context: tuple[contexts.Told, ...]
     filled: frozenset[str] | None
     """Keys of the features whose default was used; None where the log does not say."""
+    product: str | None
+    """The product that the request was about, by its identifier."""
 
 
 def explain(session: Session, decision_id: uuid.UUID) -> Explanation:
@@ -145,6 +147,7 @@ def explain(session: Session, decision_id: uuid.UUID) -> Explanation:
         snapshot=session.get(Snapshot, (decision.campaign_id, decision.snapshot)),
         context=tuple(contexts.told(plan, decision.context)),
         filled=frozenset(decision.why["filled"]) if "filled" in decision.why else None,
+        product=decision.why.get("product"),
     )
 
 

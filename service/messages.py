@@ -40,6 +40,11 @@ class DecisionRequest(Document):
         description="What segment rules and features may read; what is missing or of another"
         " type counts as unknown, never as an error.",
     )
+    product: Short | None = Field(
+        default=None,
+        description="The product that it is about, by its identifier in the catalogue: what is"
+        " known of its stock, price and category is then told to rules and features.",
+    )
     exclude_arms: Annotated[tuple[Key, ...], Field(max_length=50)] = Field(
         default=(), description="Arms that must not be served now, for example out of stock."
     )

@@ -187,9 +187,14 @@ class Model(Base):
 
 
 class Product(Base):
-    """One item of the catalogue."""
+    """One item of the catalogue.
+
+    ``pace`` is how many pieces are sold a day, as computed from receipts (`service.traits`) at
+    ``pace_at``; None where it was never sold.
+    """
 
     __tablename__ = "products"
+    __table_args__ = (Index("products_updated_at", "updated_at"),)
 
     id: Mapped[Name] = mapped_column(primary_key=True)
     department: Mapped[Name | None]
@@ -198,6 +203,9 @@ class Product(Base):
     price_minor: Mapped[Big | None]
     unit_cost_minor: Mapped[Big | None]
     stock: Mapped[Big | None]
+    pace: Mapped[float | None] = mapped_column(Double)
+    pace_at: Mapped[When | None]
+    updated_at: Mapped[When] = mapped_column(server_default=func.clock_timestamp())
 
 
 class Transaction(Base):

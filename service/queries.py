@@ -33,6 +33,7 @@ from service.models import (
     Customer,
     Decision,
     Outcome,
+    Product,
     Retraining,
     Reward,
     Rival,
@@ -401,20 +402,35 @@ def live_keys() -> Query:
 
 def customers_since(moment: Any) -> Query:
     """Return units of which what is known changed at or after a moment, oldest first."""
-    query = select(
+    columns = (
         Customer.unit, Customer.attributes, Customer.traits, Customer.traits_at, Customer.updated_at
-    ).order_by(Customer.updated_at)
-    return query if moment is None else query.where(Customer.updated_at >= moment)
-
-
-def customers_news(moment: Any) -> Query:
-    """Return how many units changed at or after a moment, when the last one did, and the time."""
-    query = select(
-        func.count().label("number"), func.max(Customer.updated_at).label("newest"),
-        func.now().label("now"),
     )  # fmt: skip
-    query = query.select_from(Customer)
-    return query if moment is None else query.where(Customer.updated_at >= moment)
+    return _since(Customer.updated_at, moment, columns).order_by(Customer.updated_at)
+
+
+def products_since(moment: Any) -> Query:
+    """Return products of which what is known changed at or after a moment, oldest first."""
+    columns = (
+        Product.id, Product.stock, Product.price_minor, Product.category, Product.pace,
+        Product.pace_at,
+    )  # fmt: skip
+    return _since(Product.updated_at, moment, columns).order_by(Product.updated_at)
+
+
+def news(changed: Any, moment: Any) -> Query:
+    """Return how many rows changed at or after a moment, when the last one did, and the time.
+
+    ``changed`` is the column of a table that says when a row changed.
+    """
+    columns = (
+        func.count().label("number"), func.max(changed).label("newest"), func.now().label("now")
+    )  # fmt: skip
+    return _since(changed, moment, columns)
+
+
+def _since(changed: Any, moment: Any, columns: Sequence[Any]) -> Select[Any]:
+    query = select(*columns).select_from(changed.class_)
+    return query if moment is None else query.where(changed >= moment)
 
 
 def campaigns_with_budget() -> Query:

@@ -1,7 +1,7 @@
 """What is stored of a shop, for people to look at: how much, one customer, the catalogue.
 
 Nothing here reads a large table whole: counts of large tables are PostgreSQL's own estimates, a
-customer's rows are found by index, and the pace of sales is read from a bounded sample of receipts.
+customer's rows are found by index, and the pace of sales has been computed (`service.traits`).
 """
 
 import datetime as dt
@@ -9,17 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, and_, func, or_, select, tablesample, text
+from sqlalchemy import Integer, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from service.models import Campaign, Customer, Decision, Import, Interaction, Product, Transaction
 
 COUNTED = 100_000
 """Tables of more rows than this are not counted but estimated."""
-SAMPLED_PAGES = 2_000
-"""So many pages of 8 kB of receipts tell the pace of sales."""
-PACE_DAYS = 91
-LEAST_LINES = 5
 LATEST = 20
 _TABLES: dict[str, Any] = {
     "customers": Customer,
@@ -239,33 +235,3 @@ def products(
             )
         )
     return session.scalars(query.where(Product.id > after) if after else query).all()
-
-
-def pace(session: Session, items: Sequence[str]) -> dict[str, float]:
-    """Return how many pieces of each item are sold a day, over the last 91 days of the receipts.
-
-    Read from a sample of the receipts where they are many, always the same one. Items with fewer
-    than five lines in it are left out: their pace is anybody's guess.
-    """
-    pages = session.scalar(
-        text("SELECT pg_relation_size('transactions') / current_setting('block_size')::int")
-    )
-    if not pages or not items:
-        return {}
-    share = min(100.0, 100.0 * SAMPLED_PAGES / pages)
-    # The same seed reads the same pages, so a figure does not waver from look to look.
-    seen = tablesample(Transaction.__table__, func.system(share), name="seen", seed=text("1"))
-    first, newest = session.execute(
-        select(func.min(seen.c.bought_at), func.max(seen.c.bought_at))
-    ).one()
-    if newest is None:
-        return {}
-    since = max(first, newest - dt.timedelta(days=PACE_DAYS))
-    days = max((newest - since) / dt.timedelta(days=1), 1.0)
-    rows = session.execute(
-        select(seen.c.product_id, func.sum(seen.c.quantity))
-        .where(and_(seen.c.bought_at >= since, seen.c.product_id.in_(items)))
-        .group_by(seen.c.product_id)
-        .having(func.count() >= LEAST_LINES)
-    )
-    return {item: float(pieces) * 100 / share / days for item, pieces in rows}

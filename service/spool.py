@@ -7,6 +7,7 @@ One SQLite file (write-ahead log, ``synchronous=FULL``) holds
 * ``cache``: what the carrier brought from Postgres (campaigns, keys, snapshots), so that serving
   starts and goes on without a database;
 * ``customers``: stored attributes by pseudonym;
+* ``products``: what is known of each product, by its identifier;
 * ``budgets``: what offers have reserved of a campaign's budget, and what expired ones gave back.
 
 SQLite gives us torn-write recovery, checksums, uniqueness and readers that never wait, across the
@@ -47,6 +48,7 @@ CREATE TABLE IF NOT EXISTS cache (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS customers (unit BLOB PRIMARY KEY, attributes BLOB NOT NULL)
     WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS products (id TEXT PRIMARY KEY, attributes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS budgets (
     campaign INTEGER PRIMARY KEY, reserved INTEGER NOT NULL, released INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS rejected (
@@ -173,6 +175,11 @@ class Spool:
         row = self._row("SELECT attributes FROM customers WHERE unit = ?", unit)
         return None if row is None else bytes(row[0])
 
+    def product(self, id: str) -> bytes | None:
+        """Return what is known of a product (JSON), if it is known."""
+        row = self._row("SELECT attributes FROM products WHERE id = ?", id)
+        return None if row is None else bytes(row[0])
+
     def committed(self, campaign: int) -> int:
         """Return how much of a campaign's budget is spent or promised, in minor units."""
         row = self._row(COMMITTED, campaign)
@@ -260,6 +267,11 @@ class Spool:
         """Keep the attributes of units: (pseudonym, JSON)."""
         with self._writing() as connection:
             connection.executemany("INSERT OR REPLACE INTO customers VALUES (?, ?)", rows)
+
+    def store_products(self, rows: Sequence[tuple[str, bytes]]) -> None:
+        """Keep what is known of products: (identifier, JSON)."""
+        with self._writing() as connection:
+            connection.executemany("INSERT OR REPLACE INTO products VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Let the writer finish what it has taken and stop."""

@@ -59,6 +59,7 @@ class Ask(NamedTuple):
     attributes: Mapping[str, Any] = {}
     exclude_arms: Sequence[str] = ()
     request_id: str | None = None
+    product: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -145,6 +146,7 @@ class Client:
         *,
         exclude_arms: Sequence[str] = (),
         request_id: str | None = None,
+        product: str | None = None,
         default_arm: str | None = None,
     ) -> Decision:
         """Return the arm for one unit.
@@ -157,9 +159,10 @@ class Client:
             exclude_arms: arms that must not be served now, for example out of stock.
             request_id: repeat it and you get the stored decision again. A fresh one is made when
                 left out, so that the retries within this call are safe.
+            product: the product that it is about, by its identifier in Barter's catalogue.
             default_arm: instead of the client's, for this call.
         """
-        ask = Ask(campaign, unit, attributes or {}, exclude_arms, request_id)
+        ask = Ask(campaign, unit, attributes or {}, exclude_arms, request_id, product)
         try:
             document = self._call("POST", "/v1/decisions", _asked(ask), self._deadline())
             return _decision(document)
@@ -298,6 +301,8 @@ def _asked(ask: Ask) -> dict[str, Any]:
     }
     if ask.attributes:
         document["attributes"] = dict(ask.attributes)
+    if ask.product is not None:
+        document["product"] = ask.product
     if ask.exclude_arms:
         document["exclude_arms"] = list(ask.exclude_arms)
     return document

@@ -38,7 +38,7 @@ _TAKE = {
     ),
     "products": (
         "id",
-        f"DO UPDATE SET ({', '.join(_ITEM)}) = ({_TOLD})"
+        f"DO UPDATE SET ({', '.join(_ITEM)}, updated_at) = ({_TOLD}, clock_timestamp())"
         f" WHERE ({_HELD}) IS DISTINCT FROM ({_TOLD})",
     ),
     "interactions": ("id", "DO NOTHING"),
@@ -163,8 +163,8 @@ def take(connection: Connection, kind: str, rows: Sequence[Sequence[Any]]) -> in
         ).format(table=target, names=names, key=sql.Identifier(key), rule=sql.SQL(rule))
     )
     news = int(cursor.rowcount)
-    if kind == "customers" and news:
-        connection.execute(select(func.pg_notify("barter", "customers")))
+    if kind in ("customers", "products") and news:
+        connection.execute(select(func.pg_notify("barter", kind)))
     return news
 
 

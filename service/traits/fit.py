@@ -18,6 +18,7 @@ from service.traits.vectors import Taste
 
 WEEK, YEAR_WEEKS = 7.0, 52.0
 FEWEST_CUSTOMERS = 50
+PACE_DAYS = 91
 PERSONA_TRAITS = (personas.GAP, personas.RECENCY, personas.SPEND, personas.DISCOUNT_SHARE)
 
 
@@ -30,9 +31,10 @@ class Last(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What was fitted: traits by name (U,), the models, and figures for people."""
+    """What was fitted: traits by name (U,), paces (P,), the models, and figures for people."""
 
     traits: dict[str, NDArray[Any]]
+    pace: Floats
     taste: Taste | None
     personas: Personas | None
     summary: dict[str, Any]
@@ -60,7 +62,7 @@ def fit(shop: Shop, *, last: Last | None = None) -> Fitted:
         places = vectors.tastes(found, found.factors.users)
         traits |= {name: places[:, place] for place, name in enumerate(vectors.NAMES)}
         found = found._replace(factors=taste.without_users(found.factors))
-    return Fitted(traits, found, groups, summary)
+    return Fitted(traits, _pace(shop), found, groups, summary)
 
 
 def _try(name: str, summary: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -114,6 +116,24 @@ def _spread_out(values: NDArray[Any], who: NDArray[Any], size: int) -> Floats:
     found = np.full(size, np.nan)
     found[who] = values
     return found
+
+
+def _pace(shop: Shop) -> Floats:
+    """Return how many pieces of each product are sold a day (P,); not a number if never sold.
+
+    Over the last `PACE_DAYS` of the receipts, or since it was first sold: what is new in the shop
+    has not sold slowly before.
+    """
+    lines, size = shop.receipts, len(shop.products)
+    newest = lines.day.max(initial=0)
+    first = np.full(size, newest + 1)
+    np.minimum.at(first, lines.product, lines.day)
+    since = np.maximum(first, newest + 1 - PACE_DAYS)
+    recent = lines.day >= since[lines.product]
+    sold = np.bincount(lines.product[recent], lines.quantity[recent], minlength=size)
+    days = np.where(first > newest, np.nan, newest + 1 - since)
+    pace: Floats = sold / days
+    return pace
 
 
 # ---------------------------------------------------------------- personas and prices

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
@@ -26,16 +27,20 @@ _NO_PERSONAS = Personas(_ROW, _ROW, _ROW, _TABLE, _TABLE, _ROW)
 
 
 def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
-    """Store the models as the next version and every customer's traits; return the version.
+    """Store the models as the next version, customers' traits and products' paces.
 
-    Traits are stored in pieces, each a transaction; a run that is cut short leaves some customers
-    with the traits of before, until the next one.
+    Returns the version. Traits and paces are stored in pieces, each a transaction; a run that is
+    cut short leaves some with those of before, until the next one.
     """
     version = _store_models(engine, shop, fitted)
     names, columns = _columns(fitted)
     for start in range(0, len(shop.units), ROWS):
         with engine.begin() as connection:
             _store_traits(connection, shop, names, columns, slice(start, start + ROWS))
+    sold = np.flatnonzero(np.isfinite(fitted.pace))
+    for start in range(0, len(sold), ROWS):
+        with engine.begin() as connection:
+            _store_paces(connection, shop, fitted, sold[start : start + ROWS])
     return version
 
 
@@ -126,3 +131,24 @@ def _store_traits(
         " traits_at = excluded.traits_at, updated_at = clock_timestamp()"
     )
     connection.execute(select(func.pg_notify("barter", "customers")))
+
+
+def _store_paces(
+    connection: Connection, shop: Shop, fitted: Fitted, places: NDArray[np.integer]
+) -> None:
+    raw: Any = connection.connection.driver_connection
+    cursor = raw.cursor()
+    cursor.execute("CREATE TEMPORARY TABLE fresh (id text, pace double precision) ON COMMIT DROP")
+    ids, paces = shop.products[places].tolist(), fitted.pace[places].tolist()
+    with cursor.copy("COPY fresh (id, pace) FROM STDIN") as stream:
+        for row in zip(ids, paces, strict=True):
+            stream.write_row(row)
+    # In the order in which imports take them, so that neither waits for the other in a circle.
+    cursor.execute(
+        "WITH known AS (SELECT id FROM products JOIN fresh USING (id) ORDER BY id"
+        " FOR UPDATE OF products)"
+        " UPDATE products SET pace = fresh.pace, pace_at = clock_timestamp(),"
+        " updated_at = clock_timestamp() FROM fresh JOIN known USING (id)"
+        " WHERE products.id = fresh.id"
+    )
+    connection.execute(select(func.pg_notify("barter", "products")))

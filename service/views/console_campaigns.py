@@ -17,6 +17,7 @@ from service.definition import AUTO, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.history import policy_now
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
+from service.products import ATTRIBUTES
 from service.traits.vectors import TRAITS
 from service.views import console_features as features
 from service.views import console_forms as forms
@@ -40,6 +41,7 @@ COUNTED = 50_000
 KNOWN_ATTRIBUTES = (
     *TRAITS.items(),
     *((name, "by the clock, in the campaign’s zone") for name in CLOCK),
+    *((name, f"{meaning}, where a request names it") for name, meaning in ATTRIBUTES.items()),
     *((name, "by the holidays of the campaign’s country") for name in HOLIDAYS),
 )
 OBJECTIVES = {

@@ -330,6 +330,7 @@ def _facts(told: history.Explanation, repeated: replay.Replay | None) -> list[tu
         ("How", words.REASONS.get(made.reason, made.reason)),
         ("Holdout", "Yes" if made.reason == "holdout" else "No"),
         ("Segment", segment_name(plan, plan.segment_keys[made.segment])),
+        *([("Product", told.product)] if told.product is not None else []),
         ("Offer valid until", words.moment(made.expires_at, plan.zone)),
         ("Policy", f"{words.policy(policy).title} ({policy})"),
         ("Snapshot", _version(told)),

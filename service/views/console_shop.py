@@ -12,6 +12,7 @@ from service import charts as drawn
 from service import shop
 from service.errors import NotFound
 from service.models import Campaign, Product
+from service.products import LONGEST_COVER_DAYS, cover_days
 from service.shop import CustomerFile, Money, Purchases
 from service.views import console_words as words
 from service.views.console_admin import address
@@ -200,23 +201,23 @@ def products() -> Reply:
     with database() as session:
         found = shop.products(session, search=search, after=after, limit=PAGE_SIZE + 1)
         money = shop.money(session)
-        pace = shop.pace(session, [one.id for one in found if one.stock is not None])
     older = address(after=found[PAGE_SIZE - 1].id) if len(found) > PAGE_SIZE else None
+    rows = [_product(one, money) for one in found[:PAGE_SIZE]]
     return render(
         "products.html",
-        rows=[_product(one, money, pace.get(one.id)) for one in found[:PAGE_SIZE]],
-        paced=bool(pace),
+        rows=rows,
+        paced=any(row.cover for row in rows),
         newer=address(after=None) if after else None,
         older=older,
         form={"search": search},
     )
 
 
-def _product(one: Product, money: Money, pace: float | None) -> ProductRow:
+def _product(one: Product, money: Money) -> ProductRow:
     priced = one.price_minor is not None and one.unit_cost_minor is not None and one.price_minor
     margin = (one.price_minor or 0) - (one.unit_cost_minor or 0) if priced else None
     share = None if margin is None else margin / (one.price_minor or 1)
-    days = one.stock / pace if pace and one.stock is not None else None
+    days = cover_days(one.stock, one.pace, one.pace_at, now())
     return ProductRow(
         id=one.id,
         name=one.name or one.id,
@@ -243,12 +244,12 @@ def _percent(share: float) -> str:
 def _cover(days: float) -> str:
     """Return how long the stock lasts, in words.
 
-    >>> _cover(0.0), _cover(1.2), _cover(45.6), _cover(9_000.0)
-    ('sold out', 'lasts 1 day', 'lasts 46 days', 'lasts more than a year')
+    >>> _cover(0.0), _cover(1.2), _cover(45.6), _cover(LONGEST_COVER_DAYS)
+    ('sold out', 'lasts 1 day', 'lasts 46 days', 'lasts a year or more')
     """
     if days == 0:
         return "sold out"
-    if days > 365:
-        return "lasts more than a year"
+    if days >= LONGEST_COVER_DAYS:
+        return "lasts a year or more"
     whole = max(round(days), 1)
     return f"lasts {whole} day{'s' if whole > 1 else ''}"

@@ -308,6 +308,7 @@ class ExplanationReply(Document):
     campaign: str
     because: str
     arms: tuple[ArmChanceReply, ...]
+    product: str | None = Field(description="The product that the request named.")
     context: tuple[FeatureReply, ...] = Field(description="The features, in words.")
     origin: uuid.UUID | None = Field(description="The decision whose arm the unit keeps.")
     snapshot_digest: str | None
@@ -335,6 +336,7 @@ class ExplanationReply(Document):
                 )
                 for arm in found.arms
             ),
+            product=found.product,
             context=tuple(
                 FeatureReply(
                     key=one.key,

@@ -63,7 +63,7 @@ def test_stored_attributes_come_down_in_small_pieces(
         store(spool, rows)
 
     monkeypatch.setattr(Spool, "store_customers", counted)
-    monkeypatch.setattr("service.carrier.CUSTOMER_ROWS", 100)
+    monkeypatch.setattr("service.carrier.PIECE_ROWS", 100)
     units = [loop.runtime.pseudonym(str(number)) for number in range(1050)]
     with db.transaction(loop.engine) as session:
         customers.upsert(session, [(unit, {"age": 30}) for unit in units], actor="test")

@@ -244,6 +244,8 @@ def stocked(config: Config, engine: Engine) -> None:
     ])  # fmt: skip
     hidden = pseudonym(config.key("unit"), "ana")
     with db.transaction(engine) as session:
+        session.get_one(Product, "A").pace = 12 / 135
+        session.get_one(Product, "A").pace_at = dt.datetime.now(dt.UTC)
         customers.upsert(session, [(hidden, {"age": 41, "vip": True})], actor="test")
         session.add(Interaction(id="i1", unit=hidden, product_id="A", kind="review", value=4.5,
                                 at=at))  # fmt: skip
@@ -298,7 +300,6 @@ def _decided(loop: Loop) -> str:
 def test_products_show_margin_and_cover(app: Flask, stocked: None) -> None:
     browser = Browser(app).log_in("analyst")
     page = browser.get("/products").text
-    # Half of the lines are A: 8 pieces in the 90 days between the first and the last receipt.
     assert "lasts 135 days" in page
     assert "58 %" in page
     assert "Sold at a loss, −20 %" in page
@@ -326,25 +327,18 @@ def _in_the_databases_order(engine: Engine) -> list[str]:
         return list(connection.scalars(select(Product.id).order_by(Product.id)))
 
 
-def test_large_tables_are_estimated_and_sampled_not_read(
+def test_large_tables_are_estimated_not_counted(
     engine: Engine, config: Config, stocked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with db.transaction(engine) as session:
         assert shop.counts(session)["transactions"] == shop.Count(16, exact=True)
-        exact = shop.pace(session, ["A", "B", "C"])
-        assert exact == {"A": pytest.approx(8 / 90), "B": pytest.approx(8 / 90)}
     at = dt.datetime(2026, 8, 1, tzinfo=dt.UTC)
     load.transactions(engine, config, (
-        load.TransactionRow(f"m{n}", f"u{n % 500}", "A" if n % 4 else "B", f"m{n}", 1, 499, 0,
-                            at + dt.timedelta(minutes=n % 1440, days=n % 30))
+        load.TransactionRow(f"m{n}", f"u{n % 500}", "A", f"m{n}", 1, 499, 0, at)
         for n in range(20_000)
     ))  # fmt: skip
-    monkeypatch.setattr(shop, "SAMPLED_PAGES", 60)
     monkeypatch.setattr(shop, "COUNTED", 1_000)
     with db.transaction(engine) as session:
         rows, known = shop.counts(session)["transactions"]
         assert not known
         assert 10_000 < rows < 40_000
-        pace = shop.pace(session, ["A", "B"])
-        assert pace == shop.pace(session, ["A", "B"]), "it does not waver"
-        assert 2 < pace["A"] / pace["B"] < 4

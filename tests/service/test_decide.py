@@ -16,6 +16,7 @@ from service.config import Config
 from service.decide import campaign_number, decide
 from service.eligibility import segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
+from service.imports import load
 from service.messages import DecisionRequest
 from service.models import Decision
 from service.snapshots import LiveCampaign
@@ -336,6 +337,30 @@ def test_the_clock_tells_features_that_nobody_else_tells(loop: Loop) -> None:
     assert found[loop.runtime.pseudonym("ana")] == ([one, one, one, 0], [])
     assert found[unit] == ([3 * one, one, one, 0], [])
     assert found[loop.runtime.pseudonym("cleo")] == ([one, 0, one, 0], [])
+
+
+def test_a_named_product_goes_after_the_request_and_before_the_store(loop: Loop) -> None:
+    keys = ("product_stock", "product_price_minor", "product_stock_cover_days")
+    features = [{"kind": "number", "key": key, "name": key, "default": -1} for key in keys]
+    rules = [{"attribute": "product_category", "op": "==", "value": "Tea"}]
+    loop.launch(features=features, segments=[{"key": "tea", "name": "Tea", "rules": rules}])
+    load.products(loop.engine, [load.ProductRow("p1", None, "Tea", None, 5, None, 12)])
+    loop.carry()
+    unit = loop.runtime.pseudonym("ana")
+    loop.runtime.spool.store_customers([(unit, b'{"product_stock": 2, "product_price_minor": 4}')])
+
+    def told(**request: Any) -> tuple[str, list[int], Any]:
+        (reply,) = loop.decide("ana", **request)
+        loop.carry()
+        with db.transaction(loop.engine) as session:
+            made = session.scalars(select(Decision).where(Decision.id == reply.decision_id)).one()
+            context = [number // 4096 for number in made.context]
+            return reply.segment, context, made.why.get("product")
+
+    assert told(product="p1") == ("tea", [12, 5, -1], "p1")
+    assert told(product="p1", attributes={"product_stock": 3}) == ("tea", [3, 5, -1], "p1")
+    assert told(product="ghost") == ("everyone", [2, 4, -1], "ghost")
+    assert told() == ("everyone", [2, 4, -1], None)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
 
 from bandits.customers import clv
-from service import db
+from service import db, products
 from service.config import Config
 from service.contexts import recalled
 from service.imports import load
-from service.models import Customer, Import, Model
+from service.models import Customer, Import, Model, Transaction
 from service.runtime import pseudonym
 from service.spool import Spool
 from service.traits import history, publish, schedule, stored
@@ -112,6 +112,33 @@ def test_tastes_tell_the_two_kinds_of_customers_apart_and_stay_where_they_are(
         model = stored.newest(session)
         assert model is not None
         assert 0 < model.summary["moved"] < 1
+
+
+def test_the_pace_of_sales_tells_how_long_stock_lasts(shop: Engine, config: Config) -> None:
+    rows = [load.ProductRow(f"p{n}", None, "Tea", None, 499, None, 80) for n in (1, 2, 999)]
+    load.products(shop, rows)
+    at = max(row.bought_at for row in receipts()) - dt.timedelta(days=9)
+    load.transactions(shop, config, [load.TransactionRow("l", "u", "p2", "b", 1, 1, 0, at)])
+    with db.transaction(shop) as session:
+        session.execute(
+            delete(Transaction).where(Transaction.product_id == "p2", Transaction.id != "l")
+        )
+    schedule.refresh(shop)
+    with serving(config, shop) as web:
+        web.loop.carry()
+        kept = [web.loop.runtime.spool.product(row.id) for row in rows]
+    now = dt.datetime.now(dt.UTC)
+    sold = [row for row in receipts() if row.product_id == "p1"]
+    last = max(row.bought_at for row in receipts()).date()
+    recent = sum(1 for row in sold if (last - row.bought_at.date()).days < 91)
+    told = [products.recalled(one or b"", now) for one in kept]
+    assert told[0]["product_stock_cover_days"] == pytest.approx(80 * 91 / recent)
+    assert told[1]["product_stock_cover_days"] == pytest.approx(365), (
+        "one in the ten days it is sold"
+    )
+    assert told[2] == {"product_stock": 80, "product_price_minor": 499, "product_category": "Tea"}
+    late = products.recalled(kept[0] or b"", now + dt.timedelta(days=31))
+    assert late == told[2], "an old pace is no pace"
 
 
 def test_what_was_told_goes_before_what_was_computed(shop: Engine, config: Config) -> None:

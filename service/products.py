@@ -1,0 +1,56 @@
+"""What a decision knows of the product it is about: kept on its host, read when it is named.
+
+The carrier brings the catalogue down product by product (`known`); a decision that names one and
+whose campaign reads any of `ATTRIBUTES` gets them from there (`recalled`).
+"""
+
+import datetime as dt
+
+import orjson
+
+PACE_LAST = dt.timedelta(days=30)
+"""A pace of sales that was computed longer ago counts as unknown, as traits do."""
+LONGEST_COVER_DAYS = 365.0
+ATTRIBUTES = {
+    "product_stock": "pieces of the product in stock",
+    "product_stock_cover_days": "days that its stock lasts at the recent pace of sales",
+    "product_price_minor": "its list price, in minor units",
+    "product_category": "its category, as the catalogue has it",
+}
+"""What can be known of a product, and what it means."""
+
+
+def known(
+    stock: int | None,
+    price_minor: int | None,
+    category: str | None,
+    pace: float | None,
+    pace_at: dt.datetime | None,
+) -> bytes:
+    """Return what a host keeps of a product; ``pace`` is in pieces a day."""
+    at = None if pace_at is None else round(pace_at.timestamp())
+    return orjson.dumps([stock, price_minor, category, pace, at])
+
+
+def recalled(kept: bytes, now: dt.datetime) -> dict[str, object]:
+    """Return the attributes of a product from what `known` kept, without those unknown now."""
+    stock, price_minor, category, pace, at = orjson.loads(kept)
+    pace_at = None if at is None else dt.datetime.fromtimestamp(at, dt.UTC)
+    found = {
+        "product_stock": stock,
+        "product_stock_cover_days": cover_days(stock, pace, pace_at, now),
+        "product_price_minor": price_minor,
+        "product_category": category,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def cover_days(
+    stock: int | None, pace: float | None, pace_at: dt.datetime | None, now: dt.datetime
+) -> float | None:
+    """Return how many days a stock lasts, at most `LONGEST_COVER_DAYS`; None where unknown."""
+    if stock is None or pace is None or pace_at is None or now - pace_at >= PACE_LAST:
+        return None
+    if stock == 0:
+        return 0.0
+    return min(stock / pace, LONGEST_COVER_DAYS) if pace > 0 else LONGEST_COVER_DAYS
