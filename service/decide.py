@@ -214,7 +214,7 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
     segment = segment_of(definition, attributes)
     limited = definition.budget_minor is not None
     committed = runtime.spool.committed(campaign.id) if limited else 0
-    reasons = masked(definition, segment, request.exclude_arms, committed)
+    reasons = masked(definition, segment, request.exclude_arms, attributes, committed)
     mask = mask_bits(definition, reasons)
     draft = replace(
         default,

@@ -293,23 +293,16 @@ Offer = Annotated[
 ]
 
 
-class Arm(Document):
-    """One choice of a campaign."""
-
-    key: Key
-    name: Label
-    offer: Offer
-    enabled: bool = True
-    cap: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="The largest probability this arm may be served with."
-    )
-
-
-class ArmOverride(Document):
-    """What a segment changes about an arm."""
-
-    exclude: bool = False
-    offer: Offer | None = None
+OPERATORS = {
+    "==": "is",
+    "!=": "is not",
+    "<": "is less than",
+    "<=": "is at most",
+    ">": "is more than",
+    ">=": "is at least",
+    "in": "is one of",
+    "exists": "is known",
+}
 
 
 class Rule(Document):
@@ -331,6 +324,42 @@ class Rule(Document):
         elif self.op in ("==", "!=") and (self.value is None or isinstance(self.value, tuple)):
             raise ValueError(f"value must be one text, number or true/false when op is {self.op}")
         return self
+
+    @cached_property
+    def words(self) -> str:
+        """The rule in words, such as ``recency_days is at most 14``."""
+        if self.op == "exists":
+            return f"{self.attribute} is {'known' if self.value else 'not known'}"
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        written = ", ".join(
+            ("yes" if value else "no") if isinstance(value, bool) else str(value)
+            for value in values
+        )
+        return f"{self.attribute} {OPERATORS[self.op]} {written}"
+
+
+class Arm(Document):
+    """One choice of a campaign."""
+
+    key: Key
+    name: Label
+    offer: Offer
+    enabled: bool = True
+    cap: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="The largest probability this arm may be served with."
+    )
+    only_if: Annotated[tuple[Rule, ...], Field(max_length=20)] = Field(
+        (),
+        description="It may be served only where all of these hold, for example where"
+        " `product_stock_cover_days` is above 60; where an attribute is unknown, they do not.",
+    )
+
+
+class ArmOverride(Document):
+    """What a segment changes about an arm."""
+
+    exclude: bool = False
+    offer: Offer | None = None
 
 
 class Segment(Document):
@@ -546,6 +575,8 @@ class CampaignDefinition(Document):
             raise ValueError("arms: keys must differ")
         if self.default_arm not in keys:
             raise ValueError(f"default_arm: must be one of the arms: {', '.join(keys)}")
+        if self.arms[self.default_index].only_if:
+            raise ValueError("default_arm: must be there for everyone: leave out its only_if")
         for segment in self.segments:
             for key in segment.arms:
                 if key not in keys:
@@ -624,8 +655,9 @@ class CampaignDefinition(Document):
 
     @cached_property
     def reads(self) -> frozenset[str]:
-        """The attributes that features and the rules of segments read."""
+        """The attributes that features and the rules of segments and arms read."""
         rules = [rule for segment in self.segments for rule in segment.rules]
+        rules += [rule for arm in self.arms for rule in arm.only_if]
         return frozenset(
             (*(rule.attribute for rule in rules), *(feature.key for feature in self.features))
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from bandits import sampling
-from service.definition import CampaignDefinition, Rule, Segment
+from service.definition import Arm, CampaignDefinition, Rule, Segment
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -73,11 +73,16 @@ def held_out(definition: CampaignDefinition, seed: bytes, unit: bytes) -> bool:
 
 
 def masked(
-    definition: CampaignDefinition, segment: int, excluded: Collection[str], committed: int = 0
+    definition: CampaignDefinition,
+    segment: int,
+    excluded: Collection[str],
+    attributes: Mapping[str, object],
+    committed: int = 0,
 ) -> dict[str, str]:
     """Return the arms that must not be served, by key, each with its reason.
 
-    ``committed`` is what is spent or promised of the budget already, in minor units.
+    Reasons go into the log, so they name attributes and never tell their values. ``committed`` is
+    what is spent or promised of the budget already, in minor units.
     """
     reasons: dict[str, str] = {}
     rules: Segment | None = (
@@ -90,12 +95,23 @@ def masked(
             reasons[arm.key] = "excluded for the segment"
         elif arm.key in excluded:
             reasons[arm.key] = "excluded by the request"
+        elif arm.only_if and (broken := _broken(arm, attributes)):
+            reasons[arm.key] = broken
     if definition.budget_minor is not None:
         left = definition.budget_minor - committed
         for place, arm in enumerate(definition.arms):
             if (definition.offer(segment, place).worst_minor() or 0) > left:
                 reasons.setdefault(arm.key, "the budget no longer covers it")
     return reasons
+
+
+def _broken(arm: Arm, attributes: Mapping[str, object]) -> str | None:
+    """Return the first of an arm's own rules that does not hold, in words, if there is one."""
+    for rule in arm.only_if:
+        if not holds(rule, attributes):
+            unknown = "" if rule.attribute in attributes else ", which was not known"
+            return f"only if {rule.words}{unknown}"
+    return None
 
 
 def mask_bits(definition: CampaignDefinition, reasons: Collection[str]) -> int:

@@ -78,12 +78,13 @@
     const reply = await fetch(address, { method: "POST", body });
     if (!reply.ok) return location.reload();
     const fresh = parse(await reply.text()).querySelector("form[data-rows]");
-    const known = new Set([...form.querySelectorAll("fieldset[id]")].map((row) => row.id));
+    const fields = () => [...form.querySelectorAll("input:not([type=hidden])")];
+    const known = new Set(fields().map((field) => field.name));
     const open = new Set([...form.querySelectorAll("fieldset[id]:has(details[open])")].map((row) => row.id));
     form.replaceChildren(...fresh.childNodes);
     for (const id of open) form.querySelector(`#${id} details`)?.setAttribute("open", "");
-    const added = [...form.querySelectorAll("fieldset[id]")].find((row) => !known.has(row.id));
-    const target = added?.querySelector("input:not([type=hidden])") || form.querySelector(`[value="${CSS.escape(button.value)}"]`) || form.querySelector("[value^=add]");
+    const added = fields().find((field) => !known.has(field.name));
+    const target = added || form.querySelector(`[value="${CSS.escape(button.value)}"]`) || form.querySelector("[value^=add]");
     target?.focus({ preventScroll: !added });
   }
 

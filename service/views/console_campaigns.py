@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from bandits import policies
 from service import campaigns
 from service.contexts import CLOCK, HOLIDAYS
-from service.definition import AUTO, CampaignDefinition, money
+from service.definition import AUTO, OPERATORS, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.history import policy_now
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
@@ -349,7 +349,7 @@ def _form(
         revision=revision,
         currency=filled["currency"] or "¤",
         kinds=list(forms.KINDS.items()),
-        operators=forms.OPERATORS,
+        operators=OPERATORS,
         objectives=OBJECTIVES,
         groups=_policies(filled, errors or {}),
         feature_kinds=list(features.KINDS.items()),
@@ -373,14 +373,20 @@ def _usable(values: Values) -> Values:
         kind = f"features-{row}-kind"
         filled[kind] = values[kind] if values.get(kind) in features.KINDS else "number"
     for row in range(int(filled["segments-count"])):
-        name = f"segments-{row}-rules-count"
-        filled[name] = str(reader.count(name, 20) or 1)
-        for place in range(int(filled[name])):
-            op = f"segments-{row}-rules-{place}-op"
-            filled[op] = values[op] if values.get(op) in forms.OPERATORS else "=="
+        _usable_rules(reader, filled, f"segments-{row}-rules", least=1)
+    for row in range(int(filled["arms-count"])):
+        _usable_rules(reader, filled, f"arms-{row}-only_if", least=0)
     if filled["objective"] not in OBJECTIVES:
         filled["objective"] = "profit"
     return filled
+
+
+def _usable_rules(reader: Reader, filled: Values, part: str, *, least: int) -> None:
+    count = max(least, reader.count(f"{part}-count", forms.MOST_RULES))
+    filled[f"{part}-count"] = str(count)
+    for place in range(count):
+        op = f"{part}-{place}-op"
+        filled[op] = filled[op] if filled.get(op) in OPERATORS else "=="
 
 
 _RELIED_ON = ("currency", "key", "name", "objective", "policy-kept", "policy-options")
@@ -535,6 +541,7 @@ def _arm(plan: CampaignDefinition, place: int) -> str:
     arm = plan.arms[place]
     told = f"{arm.name}: {arm.offer.label(plan.currency)}"
     told += "" if arm.cap is None else f", at most {words.percent(arm.cap)}"
+    told += words.only_if(arm)
     return told if arm.enabled else f"{told}, switched off"
 
 

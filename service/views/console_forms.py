@@ -7,7 +7,7 @@ UTC. Everything that can go wrong in between gets one message under the name of 
 import datetime as dt
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pydantic
 
 from bandits import policies
 from bandits.policies import time_options
-from service.definition import BUCKET, DAY, CampaignDefinition, Offer
+from service.definition import BUCKET, DAY, CampaignDefinition, Offer, Rule
 from service.errors import FieldError, Invalid
 from service.models import KEY_PATTERN
 from service.validation import field_errors
@@ -25,6 +25,7 @@ from service.views.console_reader import UNITS, Reader, Values, plain, zone_of
 USUAL = "usual"
 """What the form posts when no policy is named: the definition then takes its default."""
 TIERS = 10
+MOST_RULES = 20
 TIERS_SHOWN = 4
 KINDS = {
     "none": "No discount",
@@ -34,16 +35,6 @@ KINDS = {
     "tiered": "The more they spend, the more off",
     "gift": "Free gift",
     "free_shipping": "Free shipping",
-}
-OPERATORS = {
-    "==": "is",
-    "!=": "is not",
-    "<": "is less than",
-    "<=": "is at most",
-    ">": "is more than",
-    ">=": "is at least",
-    "in": "is one of",
-    "exists": "is known",
 }
 _MODEL_WORDS = (
     (re.compile(r"at least 1 character"), "Fill this in."),
@@ -64,6 +55,10 @@ _MODEL_WORDS = (
         re.compile(r"decides by features"),
         "This way looks at features: declare at least one under “Features” above, or choose another"
         " way.",
+    ),
+    (
+        re.compile(r"must be there for everyone"),
+        "The usual offer must be there for everyone: remove its conditions, or choose another.",
     ),
     (
         re.compile(r"needs the objective conversion"),
@@ -187,6 +182,7 @@ def _arm(reader: Reader, row: int) -> dict[str, Any]:
         "offer": _offer(reader, at),
         "enabled": reader.text(f"{at}enabled") == "on",
         "cap": reader.share(f"{at}cap", least=0.01),
+        "only_if": _rules(reader, f"{at}only_if"),
     }
 
 
@@ -259,20 +255,26 @@ def _segment(reader: Reader, at: str, row: int, arms: list[str]) -> dict[str, An
             overrides[arm] = {"exclude": True}
         elif mode == "offer":
             overrides[arm] = {"offer": _offer(reader, f"{at}arms-{place}-")}
-    rules = range(reader.count(f"{at}rules-count", 20))
     return {
         "key": reader.text(f"{at}key") or slug(name) or f"segment-{row + 1}",
         "name": name,
-        "rules": [_rule(reader, f"{at}rules-{place}-") for place in rules],
+        "rules": _rules(reader, f"{at}rules"),
         "arms": overrides,
     }
+
+
+def _rules(reader: Reader, part: str) -> list[dict[str, Any]]:
+    return [
+        _rule(reader, f"{part}-{place}-")
+        for place in range(reader.count(f"{part}-count", MOST_RULES))
+    ]
 
 
 def _rule(reader: Reader, at: str) -> dict[str, Any]:
     op, written = reader.text(f"{at}op", "=="), reader.text(f"{at}value")
     attribute = reader.text(f"{at}attribute")
     if not attribute:
-        reader.errors[f"{at}attribute"] = "Name the customer attribute, for example recency_days."
+        reader.errors[f"{at}attribute"] = "Name the attribute, for example recency_days."
     value: Any = _scalar(written)
     if op == "in":
         value = [_scalar(part.strip()) for part in written.split(",") if part.strip()]
@@ -387,7 +389,8 @@ def field_name(path: str, values: Mapping[str, str]) -> str:
     name = re.sub(r"-(offer|tiers)$", "-kind", name)
     name = re.sub(r"^(features-\d+)$", r"\1-kind", name)
     name = re.sub(r"^(features-\d+-values)-\d+$", r"\1", name)
-    name = re.sub(r"-rules(-\d+)?$", lambda found: f"-rules{found.group(1) or '-0'}-value", name)
+    name = re.sub(r"-(rules|only_if)$", r"-\1-0", name)
+    name = re.sub(r"-(rules|only_if)-(\d+)$", r"-\1-\2-value", name)
     return _flat(name) or "form"
 
 
@@ -454,7 +457,7 @@ def fill(definition: CampaignDefinition) -> Values:
         at = f"arms-{row}-"
         values |= {f"{at}key": arm.key, f"{at}name": arm.name, f"{at}cap": _per_cent(arm.cap)}
         values[f"{at}enabled"] = "on" if arm.enabled else ""
-        values |= _fill_offer(at, arm.offer)
+        values |= _fill_offer(at, arm.offer) | _fill_rules(f"{at}only_if", arm.only_if)
     values |= _fill_segments(definition) | features.fill(definition.features)
     return values | _fill_policy(definition) | _fill_rest(definition)
 
@@ -475,17 +478,22 @@ def _fill_segments(definition: CampaignDefinition) -> Values:
     for row, segment in enumerate(definition.segments):
         at = f"segments-{row}-"
         values |= {f"{at}key": segment.key, f"{at}name": segment.name}
-        values[f"{at}rules-count"] = str(len(segment.rules))
-        for place, rule in enumerate(segment.rules):
-            values[f"{at}rules-{place}-attribute"] = rule.attribute
-            values[f"{at}rules-{place}-op"] = rule.op
-            values[f"{at}rules-{place}-value"] = _written(rule.value)
+        values |= _fill_rules(f"{at}rules", segment.rules)
         for key, override in segment.arms.items():
             spot = f"{at}arms-{definition.arm_index[key]}-"
             if override.exclude:
                 values[f"{spot}mode"] = "exclude"
             elif override.offer is not None:
                 values |= {f"{spot}mode": "offer"} | _fill_offer(spot, override.offer)
+    return values
+
+
+def _fill_rules(part: str, rules: Sequence[Rule]) -> Values:
+    values = {f"{part}-count": str(len(rules))}
+    for place, rule in enumerate(rules):
+        at = f"{part}-{place}-"
+        values |= {f"{at}attribute": rule.attribute, f"{at}op": rule.op}
+        values[f"{at}value"] = _written(rule.value)
     return values
 
 
@@ -556,14 +564,18 @@ def _per_cent(share: float | None) -> str:
 # ---------------------------------------------------------------- adding and removing rows
 
 
+CONDITIONS = {"rule": "segments-{}-rules", "condition": "arms-{}-only_if"}
+"""What a button adds and removes, and the part of the form that lists them."""
+
+
 def change_rows(values: Values, action: str) -> Values:
     """Return the form after a button such as ``add-arm`` or ``remove-segment-2``."""
     verb, _, rest = action.partition("-")
     part, *numbers = rest.split("-")
     rows = [int(number) for number in numbers if number.isascii() and number.isdigit()]
     lists = {"arm": "arms", "segment": "segments", "feature": "features"}
-    if part == "rule" and rows:
-        return _change(values, f"segments-{rows[0]}-rules", verb, rows[1:])
+    if part in CONDITIONS and rows:
+        return _change(values, CONDITIONS[part].format(rows[0]), verb, rows[1:])
     if part not in lists:
         return values
     changed = _change(values, lists[part], verb, rows)

@@ -246,7 +246,7 @@ def _draw(told: history.Explanation, repeated: replay.Replay | None) -> Draw | N
 
 @dataclass(frozen=True)
 class Context:
-    """What was known of the customer: a sentence, and a row per feature."""
+    """What was known: a sentence, and a row per feature."""
 
     reading: str
     rows: tuple[dict[str, Any], ...]
@@ -315,7 +315,7 @@ def _chances(told: history.Explanation) -> list[dict[str, Any]]:
                 "start": start,
                 "probability": f"{100 * arm.probability:.2f} %",
                 "chosen": place == made.arm,
-                "masked": _MASKS.get(masked, masked.capitalize()),
+                "masked": _MASKS.get(masked, masked[:1].upper() + masked[1:]),
             }
         )
         start += arm.probability

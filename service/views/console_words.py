@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from bandits import policies
 from service.contexts import HOLIDAYS
-from service.definition import AUTO, Arm, CampaignDefinition, Rule, Segment, money
+from service.definition import AUTO, Arm, CampaignDefinition, Segment, money
+from service.products import ATTRIBUTES
 from service.views import console_features
-from service.views.console_forms import OPERATORS
 
 OBJECTIVES = {
     "profit": "profit: margin minus the discount, so nothing is given away for nothing",
@@ -277,17 +277,6 @@ def reward(value: float | None, objective: str, currency: str, *, signed: bool =
     return f"{sign}{abs(value) * 100:.2f} %"
 
 
-def rule(one: Rule) -> str:
-    """Return a rule in words, such as ``recency_days is at most 14``."""
-    if one.op == "exists":
-        return f"{one.attribute} is {'known' if one.value else 'not known'}"
-    values = one.value if isinstance(one.value, tuple) else (one.value,)
-    written = ", ".join(
-        ("yes" if value else "no") if isinstance(value, bool) else str(value) for value in values
-    )
-    return f"{one.attribute} {OPERATORS[one.op]} {written}"
-
-
 def review(
     plan: CampaignDefinition, now: dt.datetime, *, launched: bool = False
 ) -> tuple[Topic, ...]:
@@ -297,7 +286,8 @@ def review(
         Topic("Who gets what", _who(plan)),
         Topic("The offers", _offers(plan)),
         Topic("Segments", _groups(plan)),
-        Topic("Features", (*_features(plan), *_holidays(plan))),
+        Topic("Features", _features(plan)),
+        Topic("Known facts", (*_holidays(plan), *_products(plan))),
         Topic("The aim", _aim(plan)),
         Topic("Limits", _limits(plan)),
         Topic("Counting", _counting(plan)),
@@ -333,6 +323,7 @@ def _offers(plan: CampaignDefinition) -> tuple[str, ...]:
     return tuple(
         f"“{arm.name}”{_offered(arm, plan.currency)}"
         + ("" if arm.cap is None else f", to at most {percent(arm.cap)} of customers")
+        + only_if(arm)
         + ("." if arm.enabled else " — switched off, nobody gets it.")
         for arm in plan.arms
     )
@@ -342,6 +333,11 @@ def _offered(arm: Arm, currency: str) -> str:
     """Return what an arm gives, unless its name says so already."""
     told = arm.offer.label(currency)
     return "" if told == arm.name else f": {told}"
+
+
+def only_if(arm: Arm) -> str:
+    """Return where an arm may be given, as the end of a sentence; empty where everywhere."""
+    return f", only if {' and '.join(one.words for one in arm.only_if)}" if arm.only_if else ""
 
 
 def _groups(plan: CampaignDefinition) -> tuple[str, ...]:
@@ -355,7 +351,7 @@ def _groups(plan: CampaignDefinition) -> tuple[str, ...]:
 
 def _group(plan: CampaignDefinition, segment: Segment) -> str:
     names = {arm.key: arm.name for arm in plan.arms}
-    told = f"“{segment.name}”: customers whose {' and '.join(rule(one) for one in segment.rules)}"
+    told = f"“{segment.name}”: customers whose {' and '.join(one.words for one in segment.rules)}"
     left_out = [names[key] for key, change in segment.arms.items() if change.exclude]
     if left_out:
         told += f"; never {' or '.join(f'“{name}”' for name in left_out)}"
@@ -395,6 +391,14 @@ def _holidays(plan: CampaignDefinition) -> tuple[str, ...]:
             " named under “Schedule”.",
         )
     return (f"Holidays are those of {plan.country}.",)
+
+
+def _products(plan: CampaignDefinition) -> tuple[str, ...]:
+    read = sorted(plan.reads & ATTRIBUTES.keys())
+    if not read:
+        return ()
+    told = "are" if len(read) > 1 else "is"
+    return (f"{' and '.join(read)} {told} known where requests name the product they are about.",)
 
 
 def policy(name: str) -> Way:

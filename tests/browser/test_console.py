@@ -226,6 +226,11 @@ def _create_with_a_mistake(visitor: Visitor) -> None:
     page.locator("#arms-2-gift").fill("Mug")
     page.locator("#arms-2-cost").fill("2.50")
     expect(page.locator("#arms-2-percent")).to_be_hidden()
+    page.get_by_role("button", name="Give it only if… offer 3").click()
+    expect(page.locator("#arms-2-only_if-0-attribute")).to_be_focused()
+    page.locator("#arms-2-only_if-0-attribute").fill("product_stock")
+    page.locator("#arms-2-only_if-0-op").select_option(">=")
+    page.locator("#arms-2-only_if-0-value").fill("5")
     page.get_by_role("button", name="Add a segment").click()
     page.locator("#segments-0-name").fill("Loyal")
     page.locator("#segments-0-rules-0-attribute").fill("recency_days")
@@ -236,6 +241,7 @@ def _create_with_a_mistake(visitor: Visitor) -> None:
     page.get_by_role("button", name="Review").last.click()
     expect(page.get_by_text("5 % always get “No discount”")).to_be_visible()
     expect(page.get_by_text("recency_days is at most 14")).to_be_visible()
+    expect(page.get_by_text("“Free mug”: Gift: Mug, only if product_stock is at")).to_be_visible()
     expect(page.get_by_text("Visits: a number, typically 10 ± 5.")).to_be_visible()
     visitor.check()
 
@@ -289,7 +295,7 @@ def _look_at_live_data(visitor: Visitor) -> None:
     page.get_by_role("link", name="Why").first.click()
     expect(page.get_by_text("to the last bit")).to_be_visible()
     expect(page.get_by_role("img", name="The offers side by side")).to_be_visible()
-    expect(page.get_by_role("heading", name="What was known of the customer")).to_be_visible()
+    expect(page.get_by_role("heading", name="What was known")).to_be_visible()
     expect(page.get_by_text("Not told: taken as if unknown")).to_be_visible()
     for path in ("keys", "people", "audit", "decisions", "account", "campaigns/new"):
         visitor.check()

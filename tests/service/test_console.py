@@ -85,9 +85,13 @@ class Browser:
 
 def everything() -> CampaignDefinition:
     """A campaign that uses every field of the form."""
+    conditions = [
+        {"attribute": "product_stock", "op": ">=", "value": 5},
+        {"attribute": "category", "op": "!=", "value": "tea, green"},
+    ]
     arms = [
         {"key": f"a{place}", "name": f"Offer {place}", "offer": offer, "enabled": place != 2,
-         "cap": 0.5 if place == 1 else None}
+         "cap": 0.5 if place == 1 else None, "only_if": conditions if place == 3 else []}
         for place, offer in enumerate(EVERY_OFFER)
     ]  # fmt: skip
     rules = [
@@ -172,6 +176,10 @@ def test_numbers_survive_the_form(floor: float, holdout: float, basket: int, win
         ({"budget": "1000"}, "arms-1-max_discount"),
         ({"attribution": "0"}, "attribution"),
         ({"sticky": "500"}, "sticky"),
+        ({"arms-1-only_if-count": "1", "arms-1-only_if-0-attribute": "a",
+          "arms-1-only_if-0-op": ">"}, "arms-1-only_if-0-value"),
+        ({"arms-0-only_if-count": "1", "arms-0-only_if-0-attribute": "a",
+          "arms-0-only_if-0-value": "b"}, "default_arm"),
         ({"segments-count": "1", "segments-0-name": "Loyal", "segments-0-rules-count": "1",
           "segments-0-rules-0-value": "1"}, "segments-0-rules-0-attribute"),
         ({"segments-count": "1", "segments-0-name": "Loyal", "segments-0-rules-count": "1",
@@ -228,6 +236,7 @@ def test_removing_an_arm_keeps_segments_and_the_usual_offer_right() -> None:
     assert [arm.key for arm in plan.arms] == ["a0", "a2", "a3", "a4", "a5", "a6"]
     assert plan.segments[0].arms == {"a2": everything().segments[0].arms["a2"]}
     assert plan.default_arm == "a0"
+    assert plan.arms[2].only_if == everything().arms[3].only_if
 
 
 def test_rows_are_added_and_moved() -> None:
@@ -236,6 +245,10 @@ def test_rows_are_added_and_moved() -> None:
         values = forms.change_rows(values, action)
     assert (values["arms-count"], values["segments-count"]) == ("3", "2")
     assert values["segments-1-rules-count"] == "2"
+    values = forms.change_rows(values, "add-condition-1") | {"arms-1-only_if-0-attribute": "b"}
+    values = forms.change_rows(values, "add-condition-1") | {"arms-1-only_if-1-attribute": "c"}
+    values = forms.change_rows(values, "remove-condition-1-0")
+    assert (values["arms-1-only_if-count"], values["arms-1-only_if-0-attribute"]) == ("1", "c")
     values["segments-1-name"] = "Second"
     assert forms.change_rows(values, "raise-segment-1")["segments-0-name"] == "Second"
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select
 
-from service import campaigns, contexts, db
+from service import campaigns, contexts, db, products
 from service.config import Config
 from service.decide import campaign_number, decide
 from service.eligibility import segment_of
@@ -130,6 +130,41 @@ def test_masked_arms_are_never_served_and_say_why(loop: Loop) -> None:
         "masked": {"ten": "excluded by the request", "twenty": "excluded for the segment"}
     }
     assert row.mask == 0b001
+
+
+def test_an_arm_with_rules_of_its_own_is_served_only_where_they_hold(loop: Loop) -> None:
+    """Deep discounts clear overstock, and none is given on what is scarce or unknown."""
+    arms = definition().model_dump(mode="json")["arms"]
+    arms[1]["only_if"] = [{"attribute": "product_stock", "op": ">=", "value": 5}]
+    arms[2]["only_if"] = [
+        {"attribute": "product_category", "op": "in", "value": ["Tea"]},
+        {"attribute": "product_stock_cover_days", "op": ">", "value": 60},
+    ]
+    loop.launch(arms=arms)
+    rows = [("few", 4, 365), ("some", 5, 9), ("many", 900, 9)]
+    now = dt.datetime.now(dt.UTC)
+    loop.runtime.spool.store_products(
+        [(id, products.known(stock, 499, "Tea", stock / cover, now)) for id, stock, cover in rows]
+    )
+    units = [f"unit-{number}" for number in range(40)]
+    wanted = {"few": {"none", "twenty"}, "some": {"none", "ten"}, "many": {"none", "ten"}}
+    for product, arms_given in wanted.items():
+        assert {reply.arm for reply in loop.decide(*units, product=product)} == arms_given
+    told = loop.decide(*units, product="some", attributes={"product_stock_cover_days": 60.5})
+    assert {reply.arm for reply in told} == {"none", "ten", "twenty"}
+    assert {reply.arm for reply in loop.decide(*units)} == {"none"}
+    loop.carry()
+    with loop.engine.connect() as connection:
+        last = connection.execute(select(Decision.why).order_by(Decision.position.desc())).first()
+        first = connection.execute(select(Decision.why).order_by(Decision.position)).first()
+    assert first is not None
+    assert last is not None
+    assert first.why["masked"] == {"ten": "only if product_stock is at least 5"}
+    assert last.why["masked"] == {
+        "ten": "only if product_stock is at least 5, which was not known",
+        "twenty": "only if product_category is one of Tea, which was not known",
+    }
+    assert verify(loop.engine, "spring", sample=20).holds
 
 
 def test_a_sticky_unit_keeps_its_arm_and_its_propensity(loop: Loop) -> None:

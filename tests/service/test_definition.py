@@ -13,6 +13,7 @@ from service.definition import Offer
 from tests.loop import DEFINITION, definition
 
 OFFER: TypeAdapter[Any] = TypeAdapter(Offer)
+STOCKED = {"attribute": "product_stock", "op": ">", "value": 4}
 TIERS = [{"threshold_minor": 2000, "percent": 5}, {"threshold_minor": 5000, "percent": 12.5}]
 
 
@@ -55,6 +56,10 @@ def test_what_an_offer_costs(
     ("changes", "told"),
     [
         ({"default_arm": "fifty"}, "default_arm: must be one of the arms: none, ten, twenty"),
+        (
+            {"arms": [DEFINITION["arms"][0] | {"only_if": [STOCKED]}, *DEFINITION["arms"][1:]]},
+            "default_arm: must be there for everyone: leave out its only_if",
+        ),
         ({"zone": "Mars/Olympus"}, "IANA time zone such as Europe/Madrid"),
         ({"country": "Germany"}, "ISO 3166 code such as US, US-CA or DE-BY"),
         ({"country": "XX"}, "no holidays of XX are known; leave it out"),

@@ -135,7 +135,7 @@ class Shop:
     def _decision(self, live: LiveCampaign, at: dt.datetime) -> dict[str, Any]:
         id, unit = uuid.UUID(bytes=self.rng.bytes(16)), self.rng.bytes(16)
         segment = int(self.rng.integers(len(self.conversion)))
-        mask = mask_bits(self.definition, masked(self.definition, segment, []))
+        mask = mask_bits(self.definition, masked(self.definition, segment, [], {}))
         held = held_out(self.definition, SEED, unit)
         choice = live.certain(0) if held else live.draw(segment, mask, id.bytes)
         if not held:
