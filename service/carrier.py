@@ -4,8 +4,9 @@ Up: entries are copied in their order. The watermark (how far this local log has
 advances in the same transaction, so a crash at any point repeats nothing and loses nothing; one
 transaction-wide lock orders all hosts, so the log's positions become visible in their order.
 
-Down: campaigns, keys, snapshots and stored attributes come back into the local file, from which
-serving processes read. When Postgres is away both directions wait, and serving goes on.
+Down: campaigns, keys, snapshots, stored attributes and products to offer come back into the local
+file, from which serving processes read. When Postgres is away both directions wait, and serving
+goes on.
 """
 
 import datetime as dt
@@ -19,7 +20,7 @@ import structlog
 from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from service import products, queries
+from service import products, queries, recommended
 from service.contexts import known
 from service.models import Customer, Product
 from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
@@ -194,8 +195,11 @@ class Carrier:
                 row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
             }
             self._keep_attributes(connection)
+            popular = connection.scalar(queries.popular_products())
         catalogue = orjson.dumps({"campaigns": campaigns, "keys": keys})
         values = {"catalogue": catalogue, **snapshots}
+        if popular is not None:
+            values["popular"] = orjson.dumps(popular)
         changed = {name: value for name, value in values.items() if self._spool.read(name) != value}
         if changed:
             self._spool.write(changed)
@@ -236,6 +240,13 @@ class Carrier:
                 [
                     (bytes(row.unit), known(row.attributes, row.traits, row.traits_at))
                     for row in rows
+                ]
+            )
+            self._spool.store_recommended(
+                [
+                    (bytes(row.unit), recommended.kept(row.recommended, row.traits_at))
+                    for row in rows
+                    if row.traits_at is not None
                 ]
             )
         for rows in self._products.news(connection):

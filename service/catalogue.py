@@ -37,6 +37,7 @@ class _Picture:
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     campaigns: dict[str, LiveCampaign] = field(default_factory=dict)
     keys: dict[str, KeyView] = field(default_factory=dict)
+    popular: tuple[str, ...] = ()
 
 
 class Catalogue:
@@ -60,6 +61,11 @@ class Catalogue:
     def campaigns(self) -> list[LiveCampaign]:
         """Return all campaigns."""
         return list(self._picture.campaigns.values())
+
+    @property
+    def popular(self) -> tuple[str, ...]:
+        """The ids of the products to offer where nothing is known of a unit, best first."""
+        return self._picture.popular
 
     def api_key(self, public_id: str) -> KeyView | None:
         """Return a live API key by its public id."""
@@ -124,7 +130,10 @@ class Catalogue:
                 known = self._load_campaign(row, name, known, same=same)
             if known is not None:
                 campaigns[row["definition"]["key"]] = known
-        return _Picture(generation, versions, rows, campaigns, keys)
+        popular = old.popular
+        if versions.get("popular") != old.versions.get("popular"):
+            popular = tuple(orjson.loads(self._spool.read("popular")))
+        return _Picture(generation, versions, rows, campaigns, keys, popular)
 
     def _load_campaign(
         self, row: dict[str, Any], name: str, known: LiveCampaign | None, *, same: bool

@@ -3,6 +3,7 @@
     request → campaign, unit, segment, context → mask of eligible arms
             → running? holdout? anything eligible?
             → the arm that the unit keeps (sticky), else the simplex and a draw
+            → which products, if its offer is on recommended ones
             → durable in the spool, where a repeated request id meets its first decision → reply
 
 Everything is in memory or in the spool (`service.spool`), this host's durable log; nothing here
@@ -24,11 +25,11 @@ from typing import Any
 import orjson
 import structlog
 
-from service import contexts, products
-from service.definition import CampaignDefinition
+from service import contexts, products, recommended
+from service.definition import CampaignDefinition, Offer, RecommendedOffer
 from service.eligibility import held_out, mask_bits, masked, segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
-from service.messages import DecisionReply, DecisionRequest
+from service.messages import DecisionReply, DecisionRequest, OfferedProduct
 from service.runtime import Runtime
 from service.snapshots import Choice, LiveCampaign
 from service.spool import DECISION, Assignment, Entry, Reservation, SpoolError, Stored
@@ -59,6 +60,12 @@ class Draft:
     origin: str | None = None
     snapshot: int = 0
     assignment: Assignment | None = None
+    products: tuple[OfferedProduct, ...] = ()
+
+    @property
+    def offer(self) -> Offer:
+        """The offer of the arm that was chosen, in the unit's segment."""
+        return self.campaign.definition.offer(self.segment, self.choice.arm)
 
     @property
     def expires_at(self) -> dt.datetime:
@@ -68,10 +75,9 @@ class Draft:
     @property
     def reserved_minor(self) -> int:
         """What this offer sets aside of the budget until it is settled: the most it can cost."""
-        definition = self.campaign.definition
-        if definition.budget_minor is None:
+        if self.campaign.definition.budget_minor is None:
             return 0
-        return definition.offer(self.segment, self.choice.arm).worst_minor() or 0
+        return self.offer.worst_minor() or 0
 
     def _reservation(self) -> Reservation | None:
         budget = self.campaign.definition.budget_minor
@@ -113,12 +119,13 @@ class Draft:
             decision_id=self.id,
             campaign=definition.key,
             arm=definition.arms[self.choice.arm].key,
-            offer=definition.offer(self.segment, self.choice.arm),
+            offer=self.offer,
             propensity=self.choice.propensity,
             reason=self.reason,
             segment=definition.segment_keys[self.segment],
             snapshot=self.snapshot,
             expires_at=self.expires_at,
+            products=self.products,
         )
 
 
@@ -201,7 +208,7 @@ def _draft(runtime: Runtime, request: DecisionRequest, index: int, now: dt.datet
         snapshot=campaign.version,
     )
     try:
-        return _choose(runtime, default)
+        return _with_products(runtime, _choose(runtime, default))
     except (SpoolError, ValueError, ArithmeticError):
         # Whatever is wrong with our disk or with a policy's state, a checkout gets an answer.
         log.exception("default_arm_served", campaign=definition.key)
@@ -232,6 +239,17 @@ def _choose(runtime: Runtime, default: Draft) -> Draft:
     if mask == 0:
         return replace(draft, reason="no_eligible_arm")
     return _randomise(runtime, draft)
+
+
+def _with_products(runtime: Runtime, draft: Draft) -> Draft:
+    """Name the products that the offer is on, if it is on recommended ones, and log them."""
+    offer = draft.offer
+    if not isinstance(offer, RecommendedOffer):
+        return draft
+    kept = runtime.spool.recommended(draft.unit)
+    listed = recommended.recalled(kept, draft.decided_at) if kept else []
+    found = recommended.tiered(offer, listed or runtime.catalogue.popular, draft.request.products)
+    return replace(draft, products=found, why=draft.why | {"products": found})
 
 
 def _why(
@@ -333,10 +351,17 @@ def _known(draft: Draft, row: dict[str, Any], index: int) -> DecisionReply:
         raise IdempotencyConflict(index)
     same = {name: row[name] for name in ("propensity", "reason", "snapshot", "expires_at")}
     return DecisionReply.model_validate(
-        {"decision_id": draft.id, "campaign": draft.campaign.definition.key, **same, **row["told"]}
+        {
+            "decision_id": draft.id,
+            "campaign": draft.campaign.definition.key,
+            "products": row["why"].get("products", ()),
+            **same,
+            **row["told"],
+        }
     )
 
 
 def _unavailable(draft: Draft) -> DecisionReply:
     default = draft.campaign.definition.default_index
-    return replace(draft, choice=draft.campaign.certain(default), reason="unavailable").reply()
+    choice = draft.campaign.certain(default)
+    return replace(draft, choice=choice, reason="unavailable", products=()).reply()

@@ -28,6 +28,8 @@ from service import holidays
 from service.models import KEY_PATTERN
 
 MAX_MINOR = 1_000_000_000
+LISTED = 30
+"""How many products are kept for each customer to offer (`service.traits.lists`)."""
 EVERYONE = "everyone"
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
 
@@ -239,6 +241,68 @@ class TieredOffer(Document):
         return "; ".join(steps)
 
 
+class ProductTier(Document):
+    """One step of a discount on recommended products."""
+
+    items: Annotated[int, Field(ge=1, le=LISTED)] = Field(description="How many products.")
+    percent: Percent
+
+
+class RecommendedOffer(Document):
+    """A percentage off the products that a customer may want most, tier by tier.
+
+    Which these are is looked up with each decision (`service.recommended`). Purchases report what
+    was taken off; where they do not, and beforehand, the products are taken to make up
+    ``basket_share`` of every basket, in equal parts.
+    """
+
+    kind: Literal["recommended"] = "recommended"
+    tiers: Annotated[tuple[ProductTier, ...], Field(min_length=1, max_length=10)] = Field(
+        description="The first tier takes the first products, the next one those that follow."
+    )
+    basket_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="What share of a typical basket these products make up."
+    )
+    max_discount_minor: PositiveMinor | None = None
+
+    @field_validator("tiers")
+    @classmethod
+    def _listed(cls, tiers: tuple[ProductTier, ...]) -> tuple[ProductTier, ...]:
+        items = sum(tier.items for tier in tiers)
+        if items > LISTED:
+            raise ValueError(
+                f"take {items} products together, and {LISTED} are kept of each customer:"
+                " lower items"
+            )
+        return tiers
+
+    def discount_minor(self, basket_minor: int) -> int:
+        """Return what the offer costs on a basket of this list value, in minor units."""
+        items = sum(tier.items for tier in self.tiers)
+        percent = sum(tier.items * tier.percent for tier in self.tiers) / items
+        discount = round(basket_minor * self.basket_share * percent / 100)
+        return (
+            discount if self.max_discount_minor is None else min(discount, self.max_discount_minor)
+        )
+
+    def worst_minor(self) -> int | None:
+        """Return the most that the offer can cost, in minor units; None where nothing limits it."""
+        return self.max_discount_minor
+
+    def label(self, currency: str) -> str:
+        """Return the offer in a few words."""
+        first, *rest = self.tiers
+        said = [f"First {_products(first.items)} {_percent(first.percent)} off"]
+        said += [f"next {tier.items} {_percent(tier.percent)}" for tier in rest]
+        if self.max_discount_minor is not None:
+            said.append(f"at most {money(self.max_discount_minor, currency)}")
+        return ", ".join(said)
+
+
+def _products(count: int) -> str:
+    return "recommended product" if count == 1 else f"{count} recommended products"
+
+
 class GiftOffer(Document):
     """A gift with the purchase, at its cost to the shop."""
 
@@ -287,6 +351,7 @@ Offer = Annotated[
     | AmountOffer
     | SpendThresholdOffer
     | TieredOffer
+    | RecommendedOffer
     | GiftOffer
     | FreeShippingOffer,
     Field(discriminator="kind"),

@@ -17,6 +17,7 @@ from bandits.evaluation import choice
 from service import contexts, queries
 from service.definition import AUTO, LEVEL, CampaignDefinition
 from service.errors import FieldError, Invalid, UnknownDecision
+from service.messages import OfferedProduct
 from service.models import (
     AuditEntry,
     Campaign,
@@ -124,6 +125,11 @@ class Explanation:
     """Keys of the features whose default was used; None where the log does not say."""
     product: str | None
     """The product that the request was about, by its identifier."""
+
+    @property
+    def products(self) -> tuple[OfferedProduct, ...]:
+        """What an offer on recommended products took off which product."""
+        return tuple(OfferedProduct(**one) for one in self.decision.why.get("products", ()))
 
 
 def explain(session: Session, decision_id: uuid.UUID) -> Explanation:

@@ -239,7 +239,9 @@ def credits_of(connection: Connection, decisions: Log, until: int) -> dict[uuid.
     by_id = {row.id: row for row in decisions}
     events: dict[uuid.UUID, list[Event]] = {}
     for row in connection.execute(queries.outcomes_of(list(by_id), until)):
-        event = Event(row.kind, row.revenue_minor, row.margin_minor, row.occurred_at)
+        event = Event(
+            row.kind, row.revenue_minor, row.margin_minor, row.occurred_at, row.discount_minor
+        )
         events.setdefault(row.decision_id, []).append(event)
     credits = {}
     for id, found in events.items():

@@ -2,14 +2,16 @@
 
 import datetime as dt
 import uuid
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from service.definition import MAX_MINOR, Attributes, Document, Key, Moment, Offer, Short
 
 MAX_LIST = 1000
 
+MAX_PRODUCTS = 200
 MAX_CAMPAIGN = 2**31 - 1
 
 
@@ -51,12 +53,28 @@ class DecisionRequest(Document):
     request_id: Short | None = Field(
         default=None, description="Repeating it returns the stored decision (idempotency)."
     )
+    products: Annotated[tuple[Short, ...], Field(max_length=MAX_PRODUCTS)] | None = Field(
+        default=None,
+        description="Products that may be offered, such as those on the page: an offer on"
+        " recommended products then names these alone, the customer's own recommendations first,"
+        " then in the order given.",
+    )
 
 
 class DecisionList(Document):
     """Up to a thousand requests at once."""
 
     decisions: Annotated[tuple[DecisionRequest, ...], Field(min_length=1, max_length=MAX_LIST)]
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedProduct:
+    """One product that an offer is on."""
+
+    # No `Document`: thirty of these in a decision would take as long as the decision itself.
+
+    product_id: str
+    percent: float
 
 
 class DecisionReply(Document):
@@ -71,6 +89,11 @@ class DecisionReply(Document):
     segment: str
     snapshot: int
     expires_at: dt.datetime
+    products: tuple[OfferedProduct, ...] = Field(
+        default=(),
+        description="What an offer of the kind `recommended` takes off which product, best first;"
+        " empty for other offers, and where no product is known.",
+    )
 
 
 class DecisionReplies(Document):
@@ -92,6 +115,20 @@ class OutcomeRequest(Document):
         default=None, description="Margin before the discount; the campaign's rate where absent."
     )
     occurred_at: Moment | None = Field(default=None, description="When; now where absent.")
+    discount_minor: Annotated[int, Field(strict=True, ge=0, le=MAX_MINOR)] | None = Field(
+        default=None,
+        description="What was taken off the purchase; computed from the offer where absent, which"
+        " for offers on recommended products is a guess.",
+    )
+
+    @field_validator("discount_minor")
+    @classmethod
+    def _of_a_purchase(cls, value: int | None, told: ValidationInfo) -> int | None:
+        if value is not None and told.data.get("kind", "purchased") != "purchased":
+            raise ValueError(
+                "belongs to purchases: leave it out, what comes back gives back its share"
+            )
+        return value
 
 
 class OutcomeList(Document):

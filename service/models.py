@@ -157,6 +157,7 @@ class Customer(Base):
 
     ``attributes`` is what was told, ``traits`` what was computed from receipts and interactions
     (`service.traits`) at ``traits_at``; where both name something, what was told counts.
+    ``recommended`` are ids of products to offer, best first, computed at the same time.
     """
 
     __tablename__ = "customers"
@@ -167,6 +168,7 @@ class Customer(Base):
     updated_at: Mapped[Now]
     traits: Mapped[Document] = mapped_column(server_default=text("'{}'"))
     traits_at: Mapped[When | None]
+    recommended: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
 
 
 class Model(Base):
@@ -353,6 +355,7 @@ class Outcome(Base):
     margin_minor: Mapped[Big | None]
     occurred_at: Mapped[When]
     received_at: Mapped[When]
+    discount_minor: Mapped[Big | None]
 
 
 class Reward(Base):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from service.decide import campaign_number
-from service.definition import MAX_MINOR, CampaignDefinition
+from service.definition import MAX_MINOR, CampaignDefinition, Offer
 from service.errors import Unavailable
 from service.messages import OutcomeReceipt, OutcomeRequest
 from service.runtime import Runtime
@@ -29,6 +29,7 @@ class Event(NamedTuple):
     revenue_minor: int
     margin_minor: int | None
     occurred_at: dt.datetime
+    discount_minor: int | None = None
 
 
 class Credit(NamedTuple):
@@ -68,6 +69,7 @@ def _entry(event: OutcomeRequest, received: dt.datetime) -> Entry:
         "margin_minor": event.margin_minor,
         "occurred_at": event.occurred_at or received,
         "received_at": received,
+        "discount_minor": event.discount_minor,
     }
     return Entry(OUTCOME, event.event_id.encode(), orjson.dumps(row))
 
@@ -82,8 +84,9 @@ def credit(
 ) -> Credit:
     """Return what a decision earned: purchases less discount, less what was returned.
 
+    The discount is what the purchase says, else what the offer costs on a basket of its value.
     Events after the attribution window are counted as late and earn nothing. A purchase after the
-    offer's expiry earns its full margin: the discount was no longer given.
+    offer's expiry earns its full margin unless it says otherwise: the discount was no longer given.
     """
     offer = definition.offer(segment, arm)
     window_ends = decided_at + dt.timedelta(seconds=definition.attribution_seconds)
@@ -97,15 +100,19 @@ def credit(
     revenue = sum(one.revenue_minor for one in bought) - sum(one.revenue_minor for one in returned)
     margin = sum(_margin(definition, one) for one in bought)
     margin -= sum(_margin(definition, one) for one in returned)
-    discount = sum(
-        offer.discount_minor(one.revenue_minor) for one in bought if one.occurred_at <= offer_ends
-    )
+    discount = sum(_discount(offer, one, offer_ends) for one in bought)
     kept = not returned or revenue > 0
     # What comes back gives back its share of the discount: recomputing the offer on a part would
     # return all of a fixed amount for it, or nothing below a threshold.
     spent = sum(one.revenue_minor for one in bought)
     discount = -(-discount * revenue // spent) if kept and returned else discount * kept
     return Credit(int(kept), revenue, discount, margin - discount, min(late, MAX_LATE))
+
+
+def _discount(offer: Offer, event: Event, ends: dt.datetime) -> int:
+    if event.discount_minor is not None:
+        return event.discount_minor
+    return offer.discount_minor(event.revenue_minor) if event.occurred_at <= ends else 0
 
 
 def _margin(definition: CampaignDefinition, event: Event) -> int:

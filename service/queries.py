@@ -32,6 +32,7 @@ from service.models import (
     CampaignRevision,
     Customer,
     Decision,
+    Model,
     Outcome,
     Product,
     Retraining,
@@ -40,6 +41,8 @@ from service.models import (
     Snapshot,
 )
 
+POPULAR = "popular"
+"""The model whose keys are the products to offer where nothing is known of a unit."""
 Query = Select[*tuple[Any, ...]]
 Log = Sequence[Row[*tuple[Any, ...]]]
 """Rows of the log, with the columns that the query of that name selects."""
@@ -91,14 +94,14 @@ INSERT_DECISIONS = text(
 INSERT_OUTCOMES = text(
     """
     INSERT INTO outcomes (event_id, campaign_id, decision_id, kind, revenue_minor, margin_minor,
-        occurred_at, received_at)
+        occurred_at, received_at, discount_minor)
     SELECT o.event_id, o.campaign_id, o.decision_id, o.kind, o.revenue_minor, o.margin_minor,
-        o.occurred_at, o.received_at
+        o.occurred_at, o.received_at, o.discount_minor
     FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (event_id text, campaign_id int,
         decision_id uuid, kind text, revenue_minor bigint, margin_minor bigint,
-        occurred_at timestamptz, received_at timestamptz)) WITH ORDINALITY AS o (event_id,
-        campaign_id, decision_id, kind, revenue_minor, margin_minor, occurred_at, received_at,
-        place)
+        occurred_at timestamptz, received_at timestamptz, discount_minor bigint))
+        WITH ORDINALITY AS o (event_id, campaign_id, decision_id, kind, revenue_minor,
+        margin_minor, occurred_at, received_at, discount_minor, place)
     ORDER BY o.place
     ON CONFLICT (event_id) DO NOTHING
     """
@@ -277,7 +280,7 @@ def outcomes_of(ids: Sequence[uuid.UUID], until: int) -> Query:
     return (
         select(
             Outcome.decision_id, Outcome.kind, Outcome.revenue_minor, Outcome.margin_minor,
-            Outcome.occurred_at,
+            Outcome.occurred_at, Outcome.discount_minor,
         )
         .where(Outcome.decision_id == func.any(list(ids)), Outcome.position <= until)
         .order_by(Outcome.position)
@@ -403,7 +406,8 @@ def live_keys() -> Query:
 def customers_since(moment: Any) -> Query:
     """Return units of which what is known changed at or after a moment, oldest first."""
     columns = (
-        Customer.unit, Customer.attributes, Customer.traits, Customer.traits_at, Customer.updated_at
+        Customer.unit, Customer.attributes, Customer.traits, Customer.traits_at,
+        Customer.recommended, Customer.updated_at,
     )  # fmt: skip
     return _since(Customer.updated_at, moment, columns).order_by(Customer.updated_at)
 
@@ -431,6 +435,12 @@ def news(changed: Any, moment: Any) -> Query:
 def _since(changed: Any, moment: Any, columns: Sequence[Any]) -> Select[Any]:
     query = select(*columns).select_from(changed.class_)
     return query if moment is None else query.where(changed >= moment)
+
+
+def popular_products() -> Query:
+    """Return the ids of the products to offer where nothing is known of a unit, best first."""
+    query = select(Model.keys).where(Model.name == POPULAR)
+    return query.order_by(Model.version.desc()).limit(1)
 
 
 def campaigns_with_budget() -> Query:

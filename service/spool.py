@@ -6,7 +6,8 @@ One SQLite file (write-ahead log, ``synchronous=FULL``) holds
 * ``assignments``: which arm a sticky unit keeps, and until when;
 * ``cache``: what the carrier brought from Postgres (campaigns, keys, snapshots), so that serving
   starts and goes on without a database;
-* ``customers``: stored attributes by pseudonym;
+* ``customers``: stored attributes by pseudonym, and in ``recommended`` the products to offer, apart
+  because few decisions read them;
 * ``products``: what is known of each product, by its identifier;
 * ``budgets``: what offers have reserved of a campaign's budget, and what expired ones gave back.
 
@@ -47,6 +48,8 @@ CREATE INDEX IF NOT EXISTS assignments_until ON assignments (until);
 CREATE TABLE IF NOT EXISTS cache (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS customers (unit BLOB PRIMARY KEY, attributes BLOB NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS recommended (unit BLOB PRIMARY KEY, products BLOB NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS products (id TEXT PRIMARY KEY, attributes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS budgets (
@@ -175,6 +178,11 @@ class Spool:
         row = self._row("SELECT attributes FROM customers WHERE unit = ?", unit)
         return None if row is None else bytes(row[0])
 
+    def recommended(self, unit: bytes) -> bytes | None:
+        """Return the products to offer a unit (`service.recommended`), if any are kept."""
+        row = self._row("SELECT products FROM recommended WHERE unit = ?", unit)
+        return None if row is None else bytes(row[0])
+
     def product(self, id: str) -> bytes | None:
         """Return what is known of a product (JSON), if it is known."""
         row = self._row("SELECT attributes FROM products WHERE id = ?", id)
@@ -267,6 +275,13 @@ class Spool:
         """Keep the attributes of units: (pseudonym, JSON)."""
         with self._writing() as connection:
             connection.executemany("INSERT OR REPLACE INTO customers VALUES (?, ?)", rows)
+
+    def store_recommended(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep the products to offer units: (pseudonym, JSON)."""
+        if not rows:
+            return
+        with self._writing() as connection:
+            connection.executemany("INSERT OR REPLACE INTO recommended VALUES (?, ?)", rows)
 
     def store_products(self, rows: Sequence[tuple[str, bytes]]) -> None:
         """Keep what is known of products: (identifier, JSON)."""

@@ -60,6 +60,14 @@ class Ask(NamedTuple):
     exclude_arms: Sequence[str] = ()
     request_id: str | None = None
     product: str | None = None
+    products: Sequence[str] | None = None
+
+
+class OfferedProduct(NamedTuple):
+    """One product of an offer on recommended products, and what is taken off it."""
+
+    product_id: str
+    percent: float
 
 
 class Outcome(NamedTuple):
@@ -71,6 +79,7 @@ class Outcome(NamedTuple):
     margin_minor: int | None = None
     event_id: str | None = None
     occurred_at: dt.datetime | None = None
+    discount_minor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ class Decision:
         segment: the segment's key; None when Barter was not reached.
         snapshot: the policy's version; None when Barter was not reached.
         expires_at: when the offer ends (UTC); None when Barter was not reached.
+        products: what an offer of the kind ``recommended`` takes off which product.
         is_default: True when the client fell back on its own default arm.
         error: why it did, in words.
     """
@@ -103,6 +113,7 @@ class Decision:
     expires_at: dt.datetime | None
     is_default: bool = False
     error: str | None = None
+    products: tuple[OfferedProduct, ...] = ()
 
 
 class Client:
@@ -148,6 +159,7 @@ class Client:
         request_id: str | None = None,
         product: str | None = None,
         default_arm: str | None = None,
+        products: Sequence[str] | None = None,
     ) -> Decision:
         """Return the arm for one unit.
 
@@ -161,8 +173,10 @@ class Client:
                 left out, so that the retries within this call are safe.
             product: the product that it is about, by its identifier in Barter's catalogue.
             default_arm: instead of the client's, for this call.
+            products: ids of the products that may be offered, at most 200, for example those on
+                the page; any that are recommended when left out.
         """
-        ask = Ask(campaign, unit, attributes or {}, exclude_arms, request_id, product)
+        ask = Ask(campaign, unit, attributes or {}, exclude_arms, request_id, product, products)
         try:
             document = self._call("POST", "/v1/decisions", _asked(ask), self._deadline())
             return _decision(document)
@@ -197,6 +211,7 @@ class Client:
         margin_minor: int | None = None,
         event_id: str | None = None,
         occurred_at: dt.datetime | None = None,
+        discount_minor: int | None = None,
     ) -> bool:
         """Tell Barter what the customer did; return whether it is safely stored there.
 
@@ -208,8 +223,12 @@ class Client:
             event_id: your own number of the event, such as the order's. An event is counted once,
                 however often you send it; give one whenever you might send it again after False.
             occurred_at: when, with its time zone; now when left out.
+            discount_minor: what was taken off a purchase; computed from the offer when left out,
+                which for offers on recommended products is a guess.
         """
-        event = Outcome(decision_id, kind, revenue_minor, margin_minor, event_id, occurred_at)
+        event = Outcome(
+            decision_id, kind, revenue_minor, margin_minor, event_id, occurred_at, discount_minor
+        )
         return self.outcomes([event])
 
     def outcomes(self, events: Iterable[Outcome]) -> bool:
@@ -305,6 +324,8 @@ def _asked(ask: Ask) -> dict[str, Any]:
         document["product"] = ask.product
     if ask.exclude_arms:
         document["exclude_arms"] = list(ask.exclude_arms)
+    if ask.products is not None:
+        document["products"] = list(ask.products)
     return document
 
 
@@ -320,6 +341,8 @@ def _told(event: Outcome) -> dict[str, Any]:
         document["margin_minor"] = event.margin_minor
     if event.occurred_at is not None:
         document["occurred_at"] = event.occurred_at.isoformat()
+    if event.discount_minor is not None:
+        document["discount_minor"] = event.discount_minor
     return document
 
 
@@ -359,6 +382,7 @@ def _decision(document: Any) -> Decision:
             segment=document["segment"],
             snapshot=document["snapshot"],
             expires_at=dt.datetime.fromisoformat(document["expires_at"]),
+            products=tuple(OfferedProduct(**one) for one in document.get("products", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnavailableError("the answer is not a decision") from error

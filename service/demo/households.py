@@ -209,6 +209,7 @@ def _shop(panel: Panel) -> Shop:
         units.astype(str),
         products.astype(str),
         np.array([of.get(name) or "" for name in products.tolist()], dtype=object),
+        np.ones(len(products), np.bool_),
         receipts,
         Deeds(none, none, np.zeros(0), none),
     )

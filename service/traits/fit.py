@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from bandits.customers import clv, personas
 from bandits.customers.personas import Personas
-from service.traits import prices, taste, vectors
-from service.traits.history import Floats, Shop
+from service.definition import LISTED
+from service.traits import lists, prices, taste, vectors
+from service.traits.history import Floats, Ints, Shop
 from service.traits.vectors import Taste
 
 WEEK, YEAR_WEEKS = 7.0, 52.0
@@ -31,12 +32,19 @@ class Last(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What was fitted: traits by name (U,), paces (P,), the models, and figures for people."""
+    """What was fitted: traits by name (U,), paces (P,), the models, products to offer, and figures
+    for people.
+
+    ``favourites`` are products by their place in the shop, best first, and ``recommended`` (U, N)
+    those of each customer, -1 where there are no more.
+    """
 
     traits: dict[str, NDArray[Any]]
     pace: Floats
     taste: Taste | None
     personas: Personas | None
+    favourites: Ints
+    recommended: Ints
     summary: dict[str, Any]
 
 
@@ -57,12 +65,16 @@ def fit(shop: Shop, *, last: Last | None = None) -> Fitted:
         groups = _try("personas", summary, lambda: _personas(traits, before.personas, summary))
         _try("elasticity", summary, lambda: _elasticities(shop, traits, summary))
     old = None if before.taste is None else (before.taste, list(before.products))
-    found = _try("taste", summary, lambda: taste.fit(shop, old, summary))
+    events = taste.events(shop)
+    favourites = lists.favourites(events, shop.on_sale)
+    recommended = np.zeros((len(shop.units), 0), dtype=np.int64)
+    found = _try("taste", summary, lambda: taste.fit(shop, events, old, summary))
     if found is not None:
+        recommended = lists.recommended(found.factors, events, favourites)
         places = vectors.tastes(found, found.factors.users)
         traits |= {name: places[:, place] for place, name in enumerate(vectors.NAMES)}
         found = found._replace(factors=taste.without_users(found.factors))
-    return Fitted(traits, _pace(shop), found, groups, summary)
+    return Fitted(traits, _pace(shop), found, groups, favourites[:LISTED], recommended, summary)
 
 
 def _try(name: str, summary: dict[str, Any], make: Callable[[], Any]) -> Any:

@@ -28,8 +28,9 @@ COPY (
 ) TO STDOUT (FORMAT csv)
 """
 
-_DEPARTMENTS = """
-COPY (SELECT id, coalesce(department, category, '') FROM products) TO STDOUT (FORMAT csv)
+_CATALOGUE = """
+COPY (SELECT id, coalesce(department, category, ''), coalesce((stock > 0)::int, 1) FROM products)
+TO STDOUT (FORMAT csv)
 """
 _AMOUNTS = ("quantity", "paid", "discount")
 Ints = NDArray[np.int64]
@@ -64,12 +65,14 @@ class Shop(NamedTuple):
     """What a shop's customers bought and did.
 
     ``units`` (U,) are pseudonyms in hexadecimal, ``products`` (P,) ids, ``departments`` (P,) where
-    the catalogue has them, else their category or nothing.
+    the catalogue has them, else their category or nothing. ``on_sale`` (P,) tells which are in the
+    catalogue and not out of stock: all of them where there is no catalogue.
     """
 
     units: NDArray[np.str_]
     products: NDArray[np.str_]
     departments: NDArray[Any]
+    on_sale: NDArray[np.bool_]
     receipts: Receipts
     deeds: Deeds
 
@@ -89,16 +92,23 @@ def read(engine: Engine) -> Shop:
     return Shop(
         units,
         products,
-        _departments(engine, products),
+        *_catalogue(engine, products),
         receipts,
         Deeds(unit[own:], product[own:], weight, deeds["day"].astype(np.int64)),
     )
 
 
-def _departments(engine: Engine, products: NDArray[np.str_]) -> NDArray[Any]:
-    table = _table(engine, _DEPARTMENTS, ("product", "department"))
-    of = dict(zip(table["product"].tolist(), table["department"].tolist(), strict=True))
-    return np.array([of.get(product, "") for product in products.tolist()], dtype=object)
+def _catalogue(
+    engine: Engine, products: NDArray[np.str_]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the department of each product, and whether it is on sale."""
+    table = _table(engine, _CATALOGUE, ("product", "department", "stock"))
+    columns = (table[name].tolist() for name in ("product", "department", "stock"))
+    of = {product: (department, stock) for product, department, stock in zip(*columns, strict=True)}
+    missing = ("", int(not of))
+    found = [of.get(product, missing) for product in products.tolist()]
+    departments = np.array([department for department, _ in found], dtype=object)
+    return departments, np.array([stock for _, stock in found], dtype=bool)
 
 
 def _table(engine: Engine, command: str, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from bandits import artefact
 from bandits.customers.personas import Personas
 from service.models import Model
+from service.queries import POPULAR
 from service.traits import stored
 from service.traits.fit import Fitted, Last
 from service.traits.history import Shop
@@ -27,7 +28,7 @@ _NO_PERSONAS = Personas(_ROW, _ROW, _ROW, _TABLE, _TABLE, _ROW)
 
 
 def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
-    """Store the models as the next version, customers' traits and products' paces.
+    """Store the models as the next version, traits and products to offer, and products' paces.
 
     Returns the version. Traits and paces are stored in pieces, each a transaction; a run that is
     cut short leaves some with those of before, until the next one.
@@ -36,7 +37,8 @@ def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     names, columns = _columns(fitted)
     for start in range(0, len(shop.units), ROWS):
         with engine.begin() as connection:
-            _store_traits(connection, shop, names, columns, slice(start, start + ROWS))
+            piece = slice(start, start + ROWS)
+            _store_traits(connection, _rows(shop, fitted, names, columns, piece))
     sold = np.flatnonzero(np.isfinite(fitted.pace))
     for start in range(0, len(sold), ROWS):
         with engine.begin() as connection:
@@ -62,6 +64,8 @@ def _store_models(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     with Session(engine) as session, session.begin():
         version = newest_version(session) + 1
         session.add(_row(SUMMARY, version, None, summary=fitted.summary))
+        popular = shop.products[fitted.favourites].tolist()
+        session.add(_row(POPULAR, version, None, keys=popular))
         for name, part in parts.items():
             if part is not None:
                 keys = shop.products.tolist() if name == TASTE else []
@@ -107,27 +111,31 @@ def _rounded(value: float) -> float | None:
 
 
 def _rows(
-    shop: Shop, names: list[str], columns: list[list[Any]], piece: slice
-) -> Iterator[tuple[bytes, str]]:
-    units = shop.units[piece].tolist()
-    for unit, *values in zip(units, *(column[piece] for column in columns), strict=True):
+    shop: Shop, fitted: Fitted, names: list[str], columns: list[list[Any]], piece: slice
+) -> Iterator[tuple[bytes, str, list[str]]]:
+    units, lists = shop.units[piece].tolist(), fitted.recommended[piece]
+    products = shop.products[lists].tolist()
+    count = (lists >= 0).sum(axis=1).tolist()
+    parts = (column[piece] for column in columns)
+    for unit, listed, left, *values in zip(units, products, count, *parts, strict=True):
         held = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        yield bytes.fromhex(unit), orjson.dumps(held).decode()
+        yield bytes.fromhex(unit), orjson.dumps(held).decode(), listed[:left]
 
 
-def _store_traits(
-    connection: Connection, shop: Shop, names: list[str], columns: list[list[Any]], piece: slice
-) -> None:
+def _store_traits(connection: Connection, rows: Iterator[tuple[bytes, str, list[str]]]) -> None:
     raw: Any = connection.connection.driver_connection
     cursor = raw.cursor()
-    cursor.execute("CREATE TEMPORARY TABLE fresh (unit bytea, traits jsonb) ON COMMIT DROP")
-    with cursor.copy("COPY fresh (unit, traits) FROM STDIN") as stream:
-        for row in _rows(shop, names, columns, piece):
+    cursor.execute(
+        "CREATE TEMPORARY TABLE fresh (unit bytea, traits jsonb, recommended text[]) ON COMMIT DROP"
+    )
+    with cursor.copy("COPY fresh (unit, traits, recommended) FROM STDIN") as stream:
+        for row in rows:
             stream.write_row(row)
     cursor.execute(
-        "INSERT INTO customers (unit, attributes, traits, traits_at)"
-        " SELECT unit, '{}', traits, clock_timestamp() FROM fresh ORDER BY unit"
+        "INSERT INTO customers (unit, attributes, traits, recommended, traits_at)"
+        " SELECT unit, '{}', traits, recommended, clock_timestamp() FROM fresh ORDER BY unit"
         " ON CONFLICT (unit) DO UPDATE SET traits = excluded.traits,"
+        " recommended = excluded.recommended,"
         " traits_at = excluded.traits_at, updated_at = clock_timestamp()"
     )
     connection.execute(select(func.pg_notify("barter", "customers")))

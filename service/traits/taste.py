@@ -40,13 +40,17 @@ def events(shop: Shop) -> interactions.Interactions:
     )
 
 
-def fit(shop: Shop, last: tuple[Taste, list[str]] | None, summary: dict[str, Any]) -> Taste:
-    """Fit the recommender, from the last one on where there is one; it still has its customers.
+def fit(
+    shop: Shop,
+    found: interactions.Interactions,
+    last: tuple[Taste, list[str]] | None,
+    summary: dict[str, Any],
+) -> Taste:
+    """Fit the recommender to events, from the last one on; it still has its customers.
 
     Raises:
         ValueError: there is too little to fit.
     """
-    found = events(shop)
     if len(found.user) < FEWEST_EVENTS:
         raise ValueError(f"{len(found.user)} pairs of customer and product; {FEWEST_EVENTS} needed")
     shared = [] if last is None else _shared(shop.products.tolist(), last[1])

@@ -28,6 +28,14 @@ DECISIONS: Example = {
             ]
         },
     },
+    "products": {
+        "summary": "One unit, with the products on the page, for an offer on recommended ones",
+        "value": {
+            "campaign": "winter-sale",
+            "unit": "customer-8231",
+            "products": ["sku-1042", "sku-77", "sku-3310"],
+        },
+    },
 }
 OUTCOMES: Example = {
     "one": {
@@ -38,6 +46,16 @@ OUTCOMES: Example = {
             "kind": "purchased",
             "revenue_minor": 4599,
             "occurred_at": "2026-03-02T18:21:05Z",
+        },
+    },
+    "discount": {
+        "summary": "A purchase that says what was taken off",
+        "value": {
+            "event_id": "order-55103",
+            "decision_id": "00000001-7c4b-8f1a-9a53-52b1a5b5d0c4",
+            "kind": "purchased",
+            "revenue_minor": 6250,
+            "discount_minor": 480,
         },
     },
     "list": {
@@ -116,6 +134,31 @@ CAMPAIGN["features"] = {
         "features": FEATURES,
         "objective": "conversion",
         "policy": {"name": "linear_thompson", "options": {}},
+    },
+}
+CAMPAIGN["products"] = {
+    "summary": "Discounts on recommended products, tier by tier",
+    "value": {
+        "key": "winter-sale",
+        "name": "Winter sale",
+        "currency": "EUR",
+        "arms": [
+            {"key": "none", "name": "No discount", "offer": {"kind": "none"}},
+            {
+                "key": "steep",
+                "name": "Few, steep",
+                "offer": {
+                    "kind": "recommended",
+                    "tiers": [{"items": 3, "percent": 20}, {"items": 5, "percent": 10}],
+                },
+            },
+            {
+                "key": "flat",
+                "name": "Many, flat",
+                "offer": {"kind": "recommended", "tiers": [{"items": 12, "percent": 8}]},
+            },
+        ],
+        "default_arm": "none",
     },
 }
 DUPLICATE: Example = {

@@ -10,6 +10,7 @@ from bandits.evaluation import choice
 from service import campaigns, customers, history
 from service.definition import Attributes, CampaignDefinition, Document, Key, Label, Short
 from service.history import Explanation, Influence
+from service.messages import OfferedProduct
 from service.models import (
     ApiKey,
     AuditEntry,
@@ -274,6 +275,7 @@ class OutcomeReply(Document):
     margin_minor: int | None
     occurred_at: dt.datetime
     received_at: dt.datetime
+    discount_minor: int | None
 
 
 class RewardReply(Document):
@@ -311,6 +313,9 @@ class ExplanationReply(Document):
     product: str | None = Field(description="The product that the request named.")
     context: tuple[FeatureReply, ...] = Field(description="The features, in words.")
     origin: uuid.UUID | None = Field(description="The decision whose arm the unit keeps.")
+    products: tuple[OfferedProduct, ...] = Field(
+        description="What an offer on recommended products took off which product."
+    )
     snapshot_digest: str | None
     attribution_ends_at: dt.datetime
     outcomes: tuple[OutcomeReply, ...]
@@ -348,6 +353,7 @@ class ExplanationReply(Document):
                 for place, one in enumerate(found.context)
             ),
             origin=found.decision.origin,
+            products=found.products,
             snapshot_digest=found.snapshot.digest if found.snapshot else None,
             attribution_ends_at=utc(history.outcomes_until(found)),
             outcomes=tuple(
@@ -358,6 +364,7 @@ class ExplanationReply(Document):
                     margin_minor=one.margin_minor,
                     occurred_at=utc(one.occurred_at),
                     received_at=utc(one.received_at),
+                    discount_minor=one.discount_minor,
                 )
                 for one in found.outcomes
             ),

@@ -13,8 +13,17 @@ from service.definition import Offer
 from tests.loop import DEFINITION, definition
 
 OFFER: TypeAdapter[Any] = TypeAdapter(Offer)
+PRODUCTS = [{"items": 2, "percent": 20}, {"items": 6, "percent": 10}]
 STOCKED = {"attribute": "product_stock", "op": ">", "value": 4}
 TIERS = [{"threshold_minor": 2000, "percent": 5}, {"threshold_minor": 5000, "percent": 12.5}]
+
+MANY, FEW = (
+    {"key": key, "name": key, "offer": {"kind": "recommended", "tiers": tiers}}
+    for key, tiers in (
+        ("many", [{"items": 30, "percent": 5}, {"items": 1, "percent": 10}]),
+        ("few", PRODUCTS),
+    )
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +43,16 @@ TIERS = [{"threshold_minor": 2000, "percent": 5}, {"threshold_minor": 5000, "per
             400,
         ),
         ({"kind": "tiered", "tiers": TIERS}, {1999: 0, 2000: 100, 4999: 250, 5000: 625}, None),
+        (
+            {"kind": "recommended", "tiers": PRODUCTS, "basket_share": 0.5},
+            {0: 0, 1000: 62, 10_000: 625},  # half of the basket at 12.5 % on average
+            None,
+        ),
+        (
+            {"kind": "recommended", "tiers": PRODUCTS[:1], "max_discount_minor": 400},
+            {1000: 60, 10_000: 400},
+            400,
+        ),
         ({"kind": "gift", "gift": "A mug", "cost_minor": 250}, {0: 250, 9000: 250}, 250),
         (
             {"kind": "free_shipping", "cost_minor": 490, "threshold_minor": 2000},
@@ -82,6 +101,14 @@ def test_what_an_offer_costs(
         ({"arms": DEFINITION["arms"] + DEFINITION["arms"][:1]}, "keys must differ"),
         ({"key": "Spring Sale"}, "key"),
         ({"surprise": 1}, "surprise"),
+        (
+            {"arms": [DEFINITION["arms"][0], MANY]},
+            r"(?s)arms\.1\.offer\.recommended\.tiers.*take 31 products together, and 30 are kept",
+        ),
+        (
+            {"arms": [DEFINITION["arms"][0], FEW], "budget_minor": 10_000},
+            "few needs max_discount_minor, because a budget is set",
+        ),
     ],
 )
 def test_a_wrong_definition_says_what_would_be_right(changes: dict[str, Any], told: str) -> None:

@@ -50,6 +50,20 @@ def test_all_that_comes_back_leaves_no_conversion_and_no_discount(returned: int)
     assert (told.conversions, told.discount_minor) == (0, 0)
 
 
+def test_what_was_taken_off_counts_where_a_purchase_says_it() -> None:
+    """Even after the offer, and whatever the offer would have cost; the rest is computed."""
+    late = NOW + dt.timedelta(days=2)
+    events = [
+        Event("purchased", 10_000, 5_000, NOW, 730),
+        Event("purchased", 4_000, 2_000, NOW, 0),
+        Event("purchased", 1_000, 500, NOW),
+        Event("purchased", 5_000, 2_500, late, 20),
+        Event("returned", 10_000, 5_000, late),
+    ]
+    told = credit(offering(PERCENTAGE), segment=1, arm=1, decided_at=NOW, events=events)
+    assert told == Credit(1, 10_000, 425, 4_575, 0)
+
+
 def test_a_purchase_after_the_offer_has_no_discount() -> None:
     late = NOW + dt.timedelta(days=2)
     event = Event("purchased", 10_000, None, late)

@@ -4,20 +4,21 @@ import datetime as dt
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, insert, select
 
 from bandits.customers import clv
-from service import db, products
+from service import db, products, recommended
 from service.config import Config
 from service.contexts import recalled
 from service.imports import load
-from service.models import Customer, Import, Model, Transaction
+from service.models import Customer, Import, Model, Product, Transaction
 from service.runtime import pseudonym
 from service.spool import Spool
 from service.traits import history, publish, schedule, stored
@@ -157,6 +158,36 @@ def test_what_was_told_goes_before_what_was_computed(shop: Engine, config: Confi
     assert "recency_days" in found
     late = recalled(known, now + dt.timedelta(days=31))
     assert late == {"orders": 99, "age": 40}, "old traits count as unknown"
+
+
+def test_products_to_offer_are_new_to_the_customer_and_on_sale(
+    shop: Engine, config: Config
+) -> None:
+    catalogue = {f"p{n}": {"stock": 5 if n % 4 else None} for n in range(2 * HALVES - 1)}
+    catalogue["p1"]["stock"] = 0
+    with shop.begin() as connection:
+        connection.execute(
+            insert(Product), [{"id": key, **held} for key, held in catalogue.items()]
+        )
+    schedule.refresh(shop)
+    unit = pseudonym(config.key("unit"), "u3")
+    with serving(config, shop) as web:
+        web.loop.carry()
+        kept = web.loop.runtime.spool.recommended(unit)
+        popular = web.loop.runtime.catalogue.popular
+    assert kept is not None
+    listed = recommended.recalled(kept, dt.datetime.now(dt.UTC))
+    bought = {row.product_id for row in receipts() if row.unit == "u3"}
+    assert len(listed) == min(30, len(catalogue.keys() - bought - {"p1"}))
+    assert not {*bought, "p1", "p39"} & set(listed), "known, out of stock, not in the catalogue"
+    of_its_kind = {f"p{n}" for n in range(HALVES, 2 * HALVES - 1)} - bought
+    assert set(listed[: len(of_its_kind)]) == of_its_kind
+    assert not {"p1", "p39"} & set(popular)
+    customers = Counter(pair[1] for pair in {(row.unit, row.product_id) for row in receipts()})
+    counts = [customers[key] for key in popular]
+    assert counts == sorted(counts, reverse=True)
+    assert len(counts) == 30
+    assert recommended.recalled(kept, dt.datetime.now(dt.UTC) + dt.timedelta(days=31)) == []
 
 
 def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config: Config) -> None:
