@@ -125,7 +125,15 @@ def spend(months: Sequence[tuple[dt.date, float]], *, title: str) -> Spec:
 def elasticity(rows: Sequence[Mapping[str, Any]]) -> Spec:
     """Return the chart of elasticities by group, with intervals: group, estimate, low, high."""
     shown = [{name: row[name] for name in ("group", "estimate", "low", "high")} for row in rows]
-    return _with(_elasticity(), shown)
+    return _with(
+        _intervals("Price elasticity of each group with its interval", "Elasticity"), shown
+    )
+
+
+def foresight(rows: Rows) -> Spec:
+    """Return the chart of how many of 100 products each ranking foresaw: group, estimate, ends."""
+    title = "Foreseen of 100 products"
+    return _with(_intervals("Products foreseen by each ranking, with intervals", title), rows)
 
 
 def themed(spec: Spec, name: Theme, *, width: int = 640) -> Spec:
@@ -402,12 +410,12 @@ def _spend(title: str) -> Spec:
     }
 
 
-def _elasticity() -> Spec:
-    x = {"type": "quantitative", "title": "Elasticity", "axis": {"tickCount": 5}}
+def _intervals(description: str, title: str) -> Spec:
+    x = {"type": "quantitative", "title": title, "axis": {"tickCount": 5}}
     y = {"field": "group", "type": "nominal", "title": None, "sort": None}
     wide = {"axis": {"labelLimit": 190}}
     rows = {"y": y | wide}
-    return _base("Price elasticity of each group with its interval") | {
+    return _base(description) | {
         "layer": [
             {"mark": {"type": "rule", "style": "zero"}, "encoding": {"x": {"datum": 0} | x}},
             {

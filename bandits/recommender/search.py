@@ -59,6 +59,7 @@ def search(
     events: Interactions,
     *,
     space: Mapping[str, Sequence[Any]] | None = None,
+    also: Sequence[Mapping[str, Any]] = (),
     draws: int = 16,
     iterations: int = 4,
     share: float = 0.2,
@@ -72,6 +73,7 @@ def search(
         name: the model.
         events: the history.
         space: values to draw from for each option, :data:`SPACES` unless given.
+        also: options that are tried beside those drawn, such as the ones in use.
         draws: how many options are tried in the first round.
         iterations: of the first round; each later round has twice as many as the one before.
         share: the part that is held back, the latest.
@@ -80,7 +82,8 @@ def search(
         split: another past and future instead.
     """
     past, future = split_by_time(events, share=share) if split is None else split
-    rest = _drawn(SPACES[name] if space is None else space, draws, seed)
+    drawn = _drawn(SPACES[name] if space is None else space, draws, seed)
+    rest = [dict(one) for one in also] + [one for one in drawn if one not in also]
     trials: list[Trial] = []
     while rest:
         judged = [

@@ -4,16 +4,20 @@ What cannot be fitted (too few customers came back, say) is left out and says wh
 the rest goes on without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bandits import recommender
 from bandits.customers import clv, personas
 from bandits.customers.personas import Personas
+from bandits.recommender.factors import Factors
+from bandits.recommender.interactions import Interactions
 from service.definition import LISTED
-from service.traits import lists, prices, taste, vectors
+from service.traits import backtest, lists, prices, taste, vectors
 from service.traits.history import Floats, Ints, Shop
 from service.traits.vectors import Taste
 
@@ -29,6 +33,7 @@ class Last(NamedTuple):
     taste: Taste | None = None
     products: tuple[str, ...] = ()
     personas: Personas | None = None
+    recommender: Mapping[str, Any] = MappingProxyType({})
 
 
 class Fitted(NamedTuple):
@@ -36,7 +41,8 @@ class Fitted(NamedTuple):
     for people.
 
     ``favourites`` are products by their place in the shop, best first, and ``recommended`` (U, N)
-    those of each customer, -1 where there are no more.
+    those of each customer, -1 where there are no more. ``best_sellers`` is what products are ranked
+    by where the recommender foresaw no better.
     """
 
     traits: dict[str, NDArray[Any]]
@@ -46,10 +52,11 @@ class Fitted(NamedTuple):
     favourites: Ints
     recommended: Ints
     summary: dict[str, Any]
+    best_sellers: Factors | None = None
 
 
-def fit(shop: Shop, *, last: Last | None = None) -> Fitted:
-    """Fit everything there is enough for."""
+def fit(shop: Shop, *, last: Last | None = None, judge: bool = False) -> Fitted:
+    """Fit everything there is enough for; with ``judge``, the recommender as it foresees best."""
     before = last or Last()
     summary: dict[str, Any] = {
         "customers": len(shop.units),
@@ -64,17 +71,19 @@ def fit(shop: Shop, *, last: Last | None = None) -> Fitted:
         _try("purchases", summary, lambda: traits.update(_buying(shop, summary)))
         groups = _try("personas", summary, lambda: _personas(traits, before.personas, summary))
         _try("elasticity", summary, lambda: _elasticities(shop, traits, summary))
-    old = None if before.taste is None else (before.taste, list(before.products))
     events = taste.events(shop)
     favourites = lists.favourites(events, shop.on_sale)
     recommended = np.zeros((len(shop.units), 0), dtype=np.int64)
-    found = _try("taste", summary, lambda: taste.fit(shop, events, old, summary))
+    found, popular = _recommender(shop, events, before, summary, judge=judge)
     if found is not None:
-        recommended = lists.recommended(found.factors, events, favourites)
+        recommended = lists.recommended(popular or found.factors, events, favourites)
+        popular = None if popular is None else taste.without_users(popular)
         places = vectors.tastes(found, found.factors.users)
         traits |= {name: places[:, place] for place, name in enumerate(vectors.NAMES)}
         found = found._replace(factors=taste.without_users(found.factors))
-    return Fitted(traits, _pace(shop), found, groups, favourites[:LISTED], recommended, summary)
+    return Fitted(
+        traits, _pace(shop), found, groups, favourites[:LISTED], recommended, summary, popular
+    )
 
 
 def _try(name: str, summary: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -83,6 +92,21 @@ def _try(name: str, summary: dict[str, Any], make: Callable[[], Any]) -> Any:
     except (ValueError, np.linalg.LinAlgError) as error:
         summary["failed"][name] = str(error)
         return None
+
+
+def _recommender(
+    shop: Shop, events: Interactions, last: Last, summary: dict[str, Any], *, judge: bool
+) -> tuple[Taste | None, Factors | None]:
+    """Return the recommender, and the best sellers if these are to be served instead."""
+    old = None if last.taste is None else (last.taste, last.products)
+    told = summary["recommender"] = backtest.plan(shop, last.recommender)
+    if judge:
+        _try("backtest", summary, lambda: backtest.run(shop, old, last.recommender, told))
+    found: Taste | None = _try(
+        "taste", summary, lambda: taste.fit(shop, events, old, summary, options=told["options"])
+    )
+    popular = told["served"] == vectors.POPULARITY
+    return found, recommender.fit("popularity", events) if popular else None
 
 
 # ---------------------------------------------------------------- purchases

@@ -17,7 +17,7 @@ from service.queries import POPULAR
 from service.traits import stored
 from service.traits.fit import Fitted, Last
 from service.traits.history import Shop
-from service.traits.stored import DIRECTION, SUMMARY, TASTE, newest_version
+from service.traits.stored import BEST_SELLERS, DIRECTION, SUMMARY, TASTE, newest_version
 
 PERSONAS = "personas"
 ROWS = 20_000
@@ -48,17 +48,18 @@ def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
 
 def last(session: Session) -> Last:
     """Return the models that were published last, as far as there are any."""
-    version = newest_version(session)
+    version, told = newest_version(session), stored.newest(session)
     return Last(
         stored.taste_of(session, version),
         tuple(stored.products(session, version)),
         stored.model(session, PERSONAS, version, like=_NO_PERSONAS),
+        {} if told is None else told.summary.get("recommender", {}),
     )
 
 
 def _store_models(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     taste = fitted.taste
-    parts: dict[str, Any] = {PERSONAS: fitted.personas}
+    parts: dict[str, Any] = {PERSONAS: fitted.personas, BEST_SELLERS: fitted.best_sellers}
     if taste is not None:
         parts |= {TASTE: taste.factors, DIRECTION: taste.tastes}
     with Session(engine) as session, session.begin():

@@ -6,16 +6,17 @@ so an interaction counts with the very next question, without a refit.
 
 import threading
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from bandits.recommender import factors, fold_in
+from bandits.recommender.factors import Factors
 from service.models import Product
 from service.traits import stored
-from service.traits.vectors import NAMES, WEIGHTS, Taste, tastes
+from service.traits.vectors import NAMES, POPULARITY, TASTE, WEIGHTS, Taste, tastes
 
 LOOK_SECONDS = 2.0
 MOST_EVENTS = 1_000
@@ -33,13 +34,15 @@ class Recommended(NamedTuple):
     """Products for a customer, best first, and what is known of the customer's taste.
 
     ``version`` is the recommender's, 0 where there is none yet; ``events`` is how many purchases
-    and interactions with known products there were.
+    and interactions with known products there were; ``ranked_by`` says whether products are in the
+    order of the customer's taste, or in that of best sellers because these foresaw better.
     """
 
     version: int
     events: int
     products: list[tuple[str, float]]
     tastes: dict[str, float]
+    ranked_by: Literal["taste", "popularity"] = TASTE
 
 
 class Recommender:
@@ -50,6 +53,7 @@ class Recommender:
         self._looked_at = -LOOK_SECONDS
         self._version = 0
         self._taste: Taste | None = None
+        self._best_sellers: Factors | None = None
         self._keys: list[str] = []
         self._place: dict[str, int] = {}
 
@@ -76,8 +80,12 @@ class Recommender:
         items = np.fromiter(weight, dtype=np.int64, count=len(weight))
         values = np.log1p(np.fromiter(weight.values(), dtype=np.float64, count=len(weight)))
         vector = fold_in.customer(taste.factors, items, values).vector
-        # Matrix times vector: as a product of two matrices it waits for a second thread.
-        score = taste.factors.items @ vector + taste.factors.item_bias
+        popular = self._best_sellers
+        if popular is None:
+            # Matrix times vector: as a product of two matrices it waits for a second thread.
+            score = taste.factors.items @ vector + taste.factors.item_bias
+        else:
+            score = popular.item_bias.copy()
         if not bought:
             score[items] = -np.inf
         best = factors.ranked(score[None], count)[0]
@@ -91,6 +99,7 @@ class Recommender:
                 if score[place] > -np.inf
             ],
             dict(zip(NAMES, found, strict=True)),
+            TASTE if popular is None else POPULARITY,
         )
 
     def _look(self, session: Session) -> None:
@@ -101,6 +110,7 @@ class Recommender:
             version = stored.newest_version(session)
             if version != self._version:
                 self._taste = stored.taste_of(session, version)
+                self._best_sellers = stored.best_sellers(session, version)
                 self._keys = stored.products(session, version)
                 self._place = {key: place for place, key in enumerate(self._keys)}
                 self._version = version

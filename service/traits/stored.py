@@ -11,7 +11,7 @@ from bandits.recommender.factors import Factors
 from service.models import Model
 from service.traits.vectors import Taste, Tastes
 
-SUMMARY, TASTE, DIRECTION = "summary", "taste", "direction"
+SUMMARY, TASTE, DIRECTION, BEST_SELLERS = "summary", "taste", "direction", "best_sellers"
 _NONE = np.zeros((0, 0), np.float32)
 _NO_FACTORS = Factors.make(_NONE, _NONE, kind=0)
 _NO_TASTES = Tastes(_NONE.ravel(), _NONE)
@@ -41,6 +41,11 @@ def taste_of(session: Session, version: int) -> Taste | None:
     factors = model(session, TASTE, version, like=_NO_FACTORS)
     tastes = model(session, DIRECTION, version, like=_NO_TASTES)
     return None if factors is None or tastes is None else Taste(factors, tastes)
+
+
+def best_sellers(session: Session, version: int) -> Factors | None:
+    """Return what a version ranks products by instead of its recommender, if it foresaw better."""
+    return model(session, BEST_SELLERS, version, like=_NO_FACTORS)
 
 
 def model(session: Session, name: str, version: int, *, like: M) -> M | None:

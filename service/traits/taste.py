@@ -4,6 +4,7 @@ A refit begins at the last one's items and is turned onto them (`bandits.recomme
 and the directions are kept, so that what a campaign has learnt of a taste still holds.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from bandits.recommender.factors import Factors
 from service.traits.history import Shop
 from service.traits.vectors import TASTES, WEIGHTS, Taste, Tastes
 
+MODEL = "als_implicit"
 FACTORS = 32
 REFIT_ITERATIONS = 6
 FEWEST_EVENTS = 100
+Published = tuple[Taste, Sequence[str]]
+"""A recommender that is served, and its products in its order."""
 
 
 def events(shop: Shop) -> interactions.Interactions:
@@ -43,33 +47,58 @@ def events(shop: Shop) -> interactions.Interactions:
 def fit(
     shop: Shop,
     found: interactions.Interactions,
-    last: tuple[Taste, list[str]] | None,
+    last: Published | None,
     summary: dict[str, Any],
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> Taste:
     """Fit the recommender to events, from the last one on; it still has its customers.
 
     Raises:
         ValueError: there is too little to fit.
     """
+    products = shop.products.tolist()
+    factors = fitted(found, products, last, options or {})
+    if last is None or not (shared := _shared(products, last[1])):
+        return Taste(factors, _directions(factors.users))
+    new, old = _sides(shared)
+    summary["moved"] = _moved(factors, last[0].factors, new, old)
+    return Taste(factors, last[0].tastes)
+
+
+def fitted(
+    found: interactions.Interactions,
+    products: list[str],
+    last: Published | None,
+    options: Mapping[str, Any],
+) -> Factors:
+    """Return the recommender of a history, with vectors of as many factors as the last one had.
+
+    Raises:
+        ValueError: there is too little to fit.
+    """
     if len(found.user) < FEWEST_EVENTS:
         raise ValueError(f"{len(found.user)} pairs of customer and product; {FEWEST_EVENTS} needed")
-    shared = [] if last is None else _shared(shop.products.tolist(), last[1])
+    shared = [] if last is None else _shared(products, last[1])
     if last is None or not shared:
-        # More factors than a few products differ in would learn them by heart.
-        size = min(max(len(shop.products) // 8, TASTES), FACTORS)
-        factors = recommender.fit("als_implicit", found, factors=size)
-        return Taste(factors, _directions(factors.users))
-    before = last[0]
-    new, old = (np.array(side, dtype=np.int64) for side in zip(*shared, strict=True))
-    factors = _refitted(found, before.factors, new, old)
-    summary["moved"] = _moved(factors, before.factors, new, old)
-    return Taste(factors, before.tastes)
+        return recommender.fit(MODEL, found, **{"factors": most_factors(products)} | dict(options))
+    return _refitted(found, last[0].factors, *_sides(shared), options)
 
 
-def _shared(products: list[str], before: list[str]) -> list[tuple[int, int]]:
+def most_factors(products: list[str]) -> int:
+    """Return how many factors are fitted unless told: more would learn a few products by heart."""
+    return min(max(len(products) // 8, TASTES), FACTORS)
+
+
+def _shared(products: list[str], before: Sequence[str]) -> list[tuple[int, int]]:
     """Return the places, now and before, of the products that both know."""
     here = {name: place for place, name in enumerate(products)}
     return [(here[name], place) for place, name in enumerate(before) if name in here]
+
+
+def _sides(shared: list[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    new, old = np.array(shared, dtype=np.int64).T
+    return new, old
 
 
 def _refitted(
@@ -77,15 +106,15 @@ def _refitted(
     before: Factors,
     new: NDArray[np.integer],
     old: NDArray[np.integer],
+    options: Mapping[str, Any],
 ) -> Factors:
     """Return a fit that begins at the last one's items and is turned onto them."""
     size = before.items.shape[1]
     items = np.random.default_rng(0).normal(0.0, 0.01, (found.items, size))
     items[new] = before.items[old]
     start = Factors.make(np.zeros((found.users, size)), items, kind=int(before.kind))
-    factors = recommender.fit(
-        "als_implicit", found, factors=size, iterations=REFIT_ITERATIONS, start=start
-    )
+    kept = dict(options) | {"factors": size, "iterations": REFIT_ITERATIONS}
+    factors = recommender.fit(MODEL, found, **kept, start=start)
     return alignment.aligned(factors, before, shared=(new, old))
 
 

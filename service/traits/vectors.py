@@ -1,6 +1,6 @@
 """What serving knows of traits: their names, and how a recommender's vector becomes tastes."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ TRAITS = {
 WEIGHTS = {"view": 1.0, "click": 1.0, "cart": 2.0, "review": 2.0, "purchase": 3.0}
 """How much an interaction of each kind says of a customer's taste; a receipt's line is a purchase,
 and what came back counts as nothing."""
+
+TASTE: Final = "taste"
+POPULARITY: Final = "popularity"
+"""What products are ranked by for a customer."""
 
 
 class Tastes(NamedTuple):

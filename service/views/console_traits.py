@@ -1,5 +1,6 @@
-"""Pages of what was found in the shop's receipts: personas and price elasticities."""
+"""Pages of what was found in receipts: personas, price elasticities, recommendations."""
 
+import datetime as dt
 from typing import Any
 
 from flask import current_app
@@ -11,6 +12,7 @@ from service.models import Customer, Model
 from service.shop import Money
 from service.traits import stored
 from service.traits.recommend import Recommender, named
+from service.traits.vectors import POPULARITY, TASTE
 from service.views import console_words as words
 from service.views.console_base import Reply, database, now, page, render
 from service.views.console_data import drawable, picture
@@ -59,6 +61,34 @@ def elasticity_picture(chart: str) -> Reply:
         return picture(_specs(stored.newest(session)).get(chart))
 
 
+@page("/recommendations", needs="read")
+def recommendations() -> Reply:
+    """Show how well the recommender foresees what customers choose next."""
+    with database() as session:
+        found = stored.newest(session)
+    told = {} if found is None else found.summary.get("recommender", {})
+    judged = "judged" in told
+    return render(
+        "recommendations.html",
+        fitted=found is not None and "taste" not in found.summary["failed"],
+        chart=_foresight(told) if judged else None,
+        specs=drawable({"foresight": drawn.foresight(_foreseen(told))} if judged else {}),
+        popular=told.get("served") == POPULARITY,
+        options=_options(told),
+        computed=_computed(found),
+        failed=None if found is None else _why_not_judged(found),
+    )
+
+
+@page("/recommendations/foresight.svg", needs="read")
+def foresight_picture() -> Reply:
+    """Draw what was foreseen on the server, for browsers without scripts."""
+    with database() as session:
+        found = stored.newest(session)
+    told = {} if found is None else found.summary.get("recommender", {})
+    return picture(drawn.foresight(_foreseen(told)) if "judged" in told else None)
+
+
 def insights(session: Session, unit: bytes, money: Money) -> dict[str, Any]:
     """Return what was computed of one customer, for their page: figures and recommendations."""
     held, found = session.get(Customer, unit), stored.newest(session)
@@ -77,6 +107,7 @@ def insights(session: Session, unit: bytes, money: Money) -> dict[str, Any]:
             for key, _ in best.products
         ],
         "events": best.events,
+        "best_sellers": best.ranked_by == POPULARITY,
     }
 
 
@@ -209,3 +240,81 @@ def _chart(name: str, title: str, rows: list[dict[str, Any]]) -> Chart:
 def _figure(one: dict[str, Any]) -> str:
     text = f"{one['estimate']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
     return text.replace("-", "−")
+
+
+# ---------------------------------------------------------------- recommendations
+
+_RANKED = (
+    (TASTE, "By taste"),
+    ("last", "By taste, as computed before"),
+    (POPULARITY, "Best sellers"),
+)
+
+
+def _foreseen(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return how many of 100 products each ranking foresaw, with intervals."""
+    return [
+        {"group": title, "estimate": 100 * one["recall"]}
+        | {end: 100 * one[end] for end in ("low", "high")}
+        for name, title in _RANKED
+        if (one := told["judged"].get(name))
+    ]
+
+
+def _foresight(told: dict[str, Any]) -> Chart:
+    judged = told["judged"]
+    day = words.day(dt.date(1970, 1, 1) + dt.timedelta(days=told["after"]))
+    return Chart(
+        name="foresight",
+        title="Foreseen of what customers chose next",
+        reading=f"Of 100 products that customers chose from {day} on and never had before,"
+        f" {100 * judged[TASTE]['recall']:.1f} were among the twenty that their taste names, and"
+        f" {100 * judged[POPULARITY]['recall']:.1f} among twenty best sellers. {_better(told)}",
+        caption=f"Judged by {words.count(told['customers'])} customers, with what was known the day"
+        " before. Bars hold the mean with 95 % confidence. Twenty names cannot hold all that"
+        " somebody buys in weeks: compare the rankings, not with 100.",
+        waiting="",
+        table=Table(
+            ("Ranking", "Foreseen of 100, 95 % interval", "NDCG", "Products named", "Unlike"),
+            tuple(_ranking(title, judged[name]) for name, title in _RANKED if name in judged),
+        ),
+    )
+
+
+def _better(told: dict[str, Any]) -> str:
+    more = told["more_than"][POPULARITY]
+    low, high = (f"{100 * abs(more[end]):.1f}" for end in ("low", "high"))
+    if more["low"] > 0:
+        return f"Taste foresees {low} to {high} more."
+    if more["high"] < 0:
+        return f"Taste foresees {high} to {low} fewer."
+    return f"Which is better cannot be told yet: {low} fewer to {high} more by taste."
+
+
+def _ranking(title: str, one: dict[str, Any]) -> tuple[str, ...]:
+    unlike = one["diversity"]
+    return (
+        title,
+        f"{100 * one['recall']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})",
+        f"{one['ndcg']:.3f}",
+        words.percent(one["coverage"], 1),
+        "—" if unlike is None else words.percent(unlike, 0),
+    )
+
+
+def _options(told: dict[str, Any]) -> str:
+    kept = told.get("options")
+    if not kept or not told.get("searched_products"):
+        return ""
+    listed = ", ".join(f"{name} {value:g}" for name, value in sorted(kept.items()))
+    return (
+        f"Options ({listed}) were chosen by what they foresaw when there were"
+        f" {words.count(told['searched_products'])} products; they are kept until there are twice"
+        " as many."
+    )
+
+
+def _why_not_judged(found: Model) -> str | None:
+    failed = found.summary["failed"]
+    why: str | None = failed.get("taste") or failed.get("backtest")
+    return why

@@ -16,7 +16,9 @@ def test_before_anything_was_computed_the_pages_say_how_to_begin(app: Flask) -> 
     browser = Browser(app).log_in("analyst")
     assert "No personas yet" in browser.get("/personas").text
     assert "No elasticities yet" in browser.get("/elasticities").text
-    assert browser.client.get("/elasticities/departments.svg").status_code == 404
+    assert "No recommender yet" in browser.get("/recommendations").text
+    for picture in ("/elasticities/departments.svg", "/recommendations/foresight.svg"):
+        assert browser.client.get(picture).status_code == 404
 
 
 def test_personas_prices_and_a_customers_page_show_what_was_found(
@@ -49,6 +51,13 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
     picture = browser.client.get("/elasticities/departments.svg?theme=dark")
     assert picture.mimetype == "image/svg+xml"
     assert b"Tea" in picture.data
+
+    judged = found.summary["recommender"]["judged"]
+    page = browser.get("/recommendations").text
+    for one in judged.values():
+        assert f"{100 * one['recall']:.1f} ({100 * one['low']:.1f} to" in page
+    assert "Taste foresees" in page
+    assert b"Best sellers" in browser.client.get("/recommendations/foresight.svg").data
 
     unit = pseudonym(config.key("unit"), "u3").hex()
     page = browser.get(f"/customers/{unit}").text

@@ -198,7 +198,9 @@ def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config:
     with db.transaction(engine) as session:
         model = stored.newest(session)
         assert model is not None
-        assert set(model.summary["failed"]) == {"lifetime", "personas", "elasticity", "taste"}
+        assert set(model.summary["failed"]) == {
+            "lifetime", "personas", "elasticity", "taste", "backtest",
+        }  # fmt: skip
         assert "100 needed" in model.summary["failed"]["taste"]
 
 

@@ -10,10 +10,11 @@ from tests.bandits.recommender.worlds import halves, tastes
 
 
 def test_it_finds_the_better_options() -> None:
-    space = {"factors": (6,), "confidence": (5.0,), "regularization": (10.0, 3e3, 1e4, 1e5)}
+    space = {"factors": (6,), "confidence": (5.0,), "regularization": (3e3, 1e4, 1e5)}
     trials = search.search(
-        "als_implicit", tastes(), space=space, draws=4, iterations=2, split=halves()
-    )
+        "als_implicit", tastes(), space=space, draws=3, iterations=2, split=halves(),
+        also=[{"factors": 6, "confidence": 5.0, "regularization": 10.0}],
+    )  # fmt: skip
     assert trials[0].options == {
         "factors": 6, "confidence": 5.0, "regularization": 10.0, "iterations": 8,
     }  # fmt: skip
