@@ -253,7 +253,7 @@ class Carrier:
             self._spool.store_products(
                 [
                     (row.id, products.known(row.stock, row.price_minor, row.category, row.pace,
-                                            row.pace_at))
+                                            row.pace_at, row.competitors))
                     for row in rows
                 ]
             )  # fmt: skip

@@ -214,7 +214,7 @@ def verify(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def import_file(config: Config, arguments: argparse.Namespace) -> int:
-    """Bring customers, products, interactions or transactions in from a CSV or Parquet file.
+    """Bring data in from a CSV or Parquet file.
 
     The file may be of any size. Columns are found by their names, delimiter and byte order mark by
     themselves; amounts are in major units (12.99), times in ISO 8601. The same file twice adds
@@ -223,6 +223,7 @@ def import_file(config: Config, arguments: argparse.Namespace) -> int:
       transactions   unit, product_id, bought_at, paid (or price); basket, quantity, discount, id
       interactions   unit, product_id, kind (view, click, cart, purchase, review, return), at; value
       products       id; name, category, department, price, unit_cost, stock
+      competitor_prices  product_id, competitor, price, at
       customers      unit; every further column becomes an attribute
     """
     from service.imports import command

@@ -50,7 +50,7 @@ ROLES = ("marketer", "analyst", "developer", "admin")
 SCOPES = ("decide", "reward", "manage", "read")
 OUTCOMES = ("exposed", "clicked", "purchased", "returned")
 DEEDS = ("view", "click", "cart", "purchase", "review", "return")
-IMPORTS = ("customers", "products", "interactions", "transactions")
+IMPORTS = ("customers", "products", "competitor_prices", "interactions", "transactions")
 IMPORT_STATES = ("waiting", "reading", "done", "failed", "undone")
 
 
@@ -208,6 +208,18 @@ class Product(Base):
     pace: Mapped[float | None] = mapped_column(Double)
     pace_at: Mapped[When | None]
     updated_at: Mapped[When] = mapped_column(server_default=func.clock_timestamp())
+
+
+class CompetitorPrice(Base):
+    """What a competitor asked for an item when it was last seen."""
+
+    __tablename__ = "competitor_prices"
+    __table_args__ = (CheckConstraint("price_minor > 0", name="competitor_prices_price"),)
+
+    product_id: Mapped[Name] = mapped_column(primary_key=True)
+    competitor: Mapped[Name] = mapped_column(primary_key=True)
+    price_minor: Mapped[Big]
+    at: Mapped[When]
 
 
 class Transaction(Base):

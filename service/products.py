@@ -5,17 +5,22 @@ whose campaign reads any of `ATTRIBUTES` gets them from there (`recalled`).
 """
 
 import datetime as dt
+from collections.abc import Sequence
 
 import orjson
 
 PACE_LAST = dt.timedelta(days=30)
 """A pace of sales that was computed longer ago counts as unknown, as traits do."""
+COMPETITORS_LAST = dt.timedelta(days=7)
+"""A competitor's price that was seen longer ago counts as unknown."""
 LONGEST_COVER_DAYS = 365.0
 ATTRIBUTES = {
     "product_stock": "pieces of the product in stock",
     "product_stock_cover_days": "days that its stock lasts at the recent pace of sales",
     "product_price_minor": "its list price, in minor units",
     "product_category": "its category, as the catalogue has it",
+    "competitor_price_minor": "the lowest price that a competitor asks for it, in minor units",
+    "competitor_gap": "how far its price lies above that: 0.1 is 10 % dearer",
 }
 """What can be known of a product, and what it means."""
 
@@ -26,23 +31,42 @@ def known(
     category: str | None,
     pace: float | None,
     pace_at: dt.datetime | None,
+    competitors: Sequence[tuple[int, int]] | None = None,
 ) -> bytes:
-    """Return what a host keeps of a product; ``pace`` is in pieces a day."""
+    """Return what a host keeps of a product.
+
+    ``pace`` is in pieces a day; ``competitors`` are (price, when it was seen, in seconds).
+    """
     at = None if pace_at is None else round(pace_at.timestamp())
-    return orjson.dumps([stock, price_minor, category, pace, at])
+    return orjson.dumps([stock, price_minor, category, pace, at, competitors or []])
 
 
 def recalled(kept: bytes, now: dt.datetime) -> dict[str, object]:
     """Return the attributes of a product from what `known` kept, without those unknown now."""
-    stock, price_minor, category, pace, at = orjson.loads(kept)
+    stock, price_minor, category, pace, at, competitors = orjson.loads(kept)
+    since = (now - COMPETITORS_LAST).timestamp()
+    lowest = min((price for price, seen in competitors if seen > since), default=None)
     pace_at = None if at is None else dt.datetime.fromtimestamp(at, dt.UTC)
     found = {
         "product_stock": stock,
         "product_stock_cover_days": cover_days(stock, pace, pace_at, now),
         "product_price_minor": price_minor,
         "product_category": category,
+        "competitor_price_minor": lowest,
+        "competitor_gap": gap(price_minor, lowest),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def gap(price_minor: int | None, competitor_minor: int | None) -> float | None:
+    """Return how far a price lies above a competitor's, as a share of the latter.
+
+    >>> gap(550, 500), gap(400, 500), gap(None, 500), gap(550, None)
+    (0.10000000000000009, -0.19999999999999996, None, None)
+    """
+    if price_minor is None or competitor_minor is None:
+        return None
+    return price_minor / competitor_minor - 1.0
 
 
 def cover_days(

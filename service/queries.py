@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     DateTime,
     Row,
     Select,
@@ -30,6 +31,7 @@ from service.models import (
     Budget,
     Campaign,
     CampaignRevision,
+    CompetitorPrice,
     Customer,
     Decision,
     Model,
@@ -414,9 +416,15 @@ def customers_since(moment: Any) -> Query:
 
 def products_since(moment: Any) -> Query:
     """Return products of which what is known changed at or after a moment, oldest first."""
+    seen = cast(func.extract("epoch", CompetitorPrice.at), BigInteger)
+    prices = (
+        select(func.json_agg(func.json_build_array(CompetitorPrice.price_minor, seen)))
+        .where(CompetitorPrice.product_id == Product.id)
+        .scalar_subquery()
+    )
     columns = (
         Product.id, Product.stock, Product.price_minor, Product.category, Product.pace,
-        Product.pace_at,
+        Product.pace_at, prices.label("competitors"), Product.updated_at,
     )  # fmt: skip
     return _since(Product.updated_at, moment, columns).order_by(Product.updated_at)
 

@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import Integer, func, or_, select, text
 from sqlalchemy.orm import Session
 
-from service.models import Campaign, Customer, Decision, Import, Interaction, Product, Transaction
+from service.models import (
+    Campaign,
+    CompetitorPrice,
+    Customer,
+    Decision,
+    Import,
+    Interaction,
+    Product,
+    Transaction,
+)
+from service.products import COMPETITORS_LAST
 
 COUNTED = 100_000
 """Tables of more rows than this are not counted but estimated."""
@@ -62,7 +72,7 @@ def money(session: Session) -> Money:
     codes = session.scalars(select(code).distinct().limit(2)).all()
     newest = session.scalars(
         select(Import.settings["decimals"].astext.cast(Integer))
-        .where(Import.kind.in_(("transactions", "products")), Import.state != "undone")
+        .where(Import.kind.not_in(("customers", "interactions")), Import.state != "undone")
         .order_by(Import.id.desc())
         .limit(1)
     ).first()
@@ -235,3 +245,25 @@ def products(
             )
         )
     return session.scalars(query.where(Product.id > after) if after else query).all()
+
+
+class Rival(NamedTuple):
+    """What a competitor asks for an item, and when that was seen."""
+
+    competitor: str
+    price_minor: int
+    at: dt.datetime
+
+
+def cheapest(session: Session, items: Sequence[str], now: dt.datetime) -> dict[str, Rival]:
+    """Return who asks least for each of these items, among prices that still count."""
+    rows = session.execute(
+        select(
+            CompetitorPrice.product_id, CompetitorPrice.competitor, CompetitorPrice.price_minor,
+            CompetitorPrice.at,
+        )
+        .where(CompetitorPrice.product_id.in_(items), CompetitorPrice.at > now - COMPETITORS_LAST)
+        .order_by(CompetitorPrice.price_minor.desc())
+    )  # fmt: skip
+    # Of each item the last one stays: the cheapest.
+    return {row.product_id: Rival(*row[1:]) for row in rows}

@@ -1,4 +1,4 @@
-"""Import of customers, products, interactions and transactions, from files and in lists.
+"""Import of customers, products, competitors' prices, interactions and transactions.
 
 `kinds` says what each kind holds, `values` how one value is read, `files` how rows come out of a
 file, `quality` what is learnt about the data on the way, `load` how rows get into the database, and

@@ -133,7 +133,7 @@ def print_summary(job: Import) -> None:
         print(job.error, file=sys.stderr)
     told = findings(
         Quality.of(job.quality), rows=job.rows, stored=job.stored, known=job.known,
-        rejected=job.rejected, measured=kinds.kind(job.kind).measured,
+        rejected=job.rejected, kind=kinds.kind(job.kind),
         decimals=job.settings["decimals"],
     )  # fmt: skip
     for one in told:

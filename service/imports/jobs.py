@@ -336,7 +336,7 @@ def _end(engine: Engine, id: int, state: str, error: str | None) -> Import:
 def undo(session: Session, id: int, *, actor: str) -> Import:
     """Take back what an import added; what was there before, or came since, stays.
 
-    Raises UnknownImport, and Conflict for customers and products, whose earlier values are gone.
+    Raises UnknownImport, and Conflict where an import replaced values.
     """
     job = session.get(Import, id, with_for_update=True)
     if job is None:
@@ -356,10 +356,11 @@ def undo(session: Session, id: int, *, actor: str) -> Import:
 
 
 def check_undoable(job: Import) -> None:
-    """Raise Conflict for an import whose earlier values are gone: of customers or products."""
+    """Raise Conflict for an import whose earlier values are gone."""
     if job.kind not in UNDOABLE:
+        rows = job.kind.replace("_", " ")
         raise Conflict(
-            f"An import of {job.kind} replaces values and cannot be undone; import the right ones."
+            f"An import of {rows} replaces values and cannot be undone; import the right ones."
         )
 
 

@@ -1,4 +1,4 @@
-"""What can be imported: four kinds of rows, their fields, and how a row of each is made.
+"""What can be imported: five kinds of rows, their fields, and how a row of each is made.
 
 A field may be told under several names; a column that fits none of them is left out (of customers
 it becomes an attribute). A row without a key of its own gets one from what it says, so that the
@@ -34,8 +34,7 @@ from service.models import DEEDS
 from service.runtime import pseudonym
 from service.validation import printable
 
-KindName = Literal["customers", "products", "interactions", "transactions"]
-KINDS: tuple[KindName, ...] = ("customers", "products", "interactions", "transactions")
+KindName = Literal["customers", "products", "competitor_prices", "interactions", "transactions"]
 QUANTITY = 100_000
 STOCK = 10**9
 MAX_ATTRIBUTES = 100
@@ -105,6 +104,8 @@ class Kind:
     """One kind of rows: the table's columns, and the fields that a file may tell.
 
     ``measured`` are the columns that hold amounts, ``moment`` the one that holds the time, if any.
+    Of ``one_of`` a file has to tell one field at least. ``known`` is said of rows that are no news,
+    ``outliers`` of what values far from the rest count as.
     """
 
     name: KindName
@@ -113,6 +114,9 @@ class Kind:
     fields: tuple[Field, ...]
     measured: tuple[str, ...] = ()
     moment: str | None = None
+    one_of: tuple[str, ...] = ()
+    known: str = "were stored before, or repeat a row: each counts once"
+    outliers: str = "what they say"
 
     def field_of(self, column: str, names: Mapping[str, str]) -> Field | None:
         """Return the field that a column holds, under its own name or one that it is told by."""
@@ -167,6 +171,23 @@ _KINDS: dict[str, Kind] = {
         ),
         measured=("price_minor", "unit_cost_minor", "stock"),
     ),
+    "competitor_prices": Kind(
+        "competitor_prices", "what competitors ask for the same items",
+        ("product_id", "competitor", "price_minor", "at"),
+        (
+            _PRODUCT,
+            Field("competitor", "who asks it", ("seller", "shop", "retailer", "merchant", "store"),
+                  required=True, is_text=True),
+            Field("price", "what they ask, such as 12.99", ("competitor_price", "unit_price")),
+            Field("price_minor", "the same in minor units, such as 1299"),
+            Field("at", "when it was seen",
+                  ("time", "timestamp", "date", "seen_at", "observed_at"), required=True),
+        ),
+        measured=("price_minor",),
+        moment="at",
+        one_of=("price", "price_minor"),
+        known="are no newer than what was known: of each item and competitor the newest counts",
+    ),
     "interactions": Kind(
         "interactions", "what customers do besides buying",
         ("id", "unit", "product_id", "kind", "value", "at", "import_id"),
@@ -207,6 +228,8 @@ _KINDS: dict[str, Kind] = {
         ),
         measured=("quantity", "paid_minor", "discount_minor"),
         moment="bought_at",
+        one_of=("paid", "paid_minor", "price"),
+        outliers="that much where features are made of them (winsorised)",
     ),
 }  # fmt: skip
 
@@ -277,14 +300,15 @@ def _check(
     attributes: Sequence[tuple[int, str]],
 ) -> None:
     wanted: list[tuple[str, ...]] = [(one.name,) for one in kind.fields if one.required]
-    if kind.name == "transactions":
-        wanted.append(("paid", "paid_minor", "price"))
+    if kind.one_of:
+        wanted.append(kind.one_of)
     for names in wanted:
         if not set(names) & set(found):
             has = ", ".join(column or "(empty)" for column in list(header)[:12])
             more = f" and {len(header) - 12} more" if len(header) > 12 else ""
+            rows = kind.name.replace("_", " ")
             raise UnfitHeader(
-                f"no column holds {' or '.join(names)}, which {kind.name} need; the file has: {has}"
+                f"no column holds {' or '.join(names)}, which {rows} need; the file has: {has}"
                 f"{more}. Rename a column, or say which one it is"
             )
     keys = [key for _, key in attributes]
@@ -329,6 +353,12 @@ def maker(kind: Kind, key: bytes, import_id: int | None) -> Make:
             row.get("stock"),
         )  # fmt: skip
 
+    def competitor_prices(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        price = _first(row, "price_minor", "price")
+        if not price:
+            raise Refused("price", "is missing" if price is None else "must be more than 0")
+        return row["product_id"], row["competitor"], price, row["at"]
+
     def interactions(row: Mapping[str, Any]) -> tuple[Any, ...]:
         unit = hidden(row["unit"])
         held = (row["product_id"], row["kind"], row.get("value"), row["at"])
@@ -345,6 +375,7 @@ def maker(kind: Kind, key: bytes, import_id: int | None) -> Make:
     return {
         "customers": customers,
         "products": products,
+        "competitor_prices": competitor_prices,
         "interactions": interactions,
         "transactions": transactions,
     }[kind.name]

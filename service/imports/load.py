@@ -30,21 +30,50 @@ Item = TypeVar("Item")
 _ITEM = ("department", "category", "name", "price_minor", "unit_cost_minor", "stock")
 _TOLD = ", ".join(f"coalesce(excluded.{one}, products.{one})" for one in _ITEM)
 _HELD = ", ".join(f"products.{one}" for one in _ITEM)
+
+
+class Taking(NamedTuple):
+    """How rows of a kind are taken over: what names a row, which of several counts, and the rest.
+
+    ``first`` orders rows of one key, ``rule`` is what happens to a row that is there.
+    """
+
+    key: tuple[str, ...]
+    rule: str
+    first: str = "ctid DESC"
+
+
 _TAKE = {
-    "customers": (
-        "unit",
+    "customers": Taking(
+        ("unit",),
         "DO UPDATE SET attributes = customers.attributes || excluded.attributes,"
         " updated_at = clock_timestamp() WHERE NOT customers.attributes @> excluded.attributes",
     ),
-    "products": (
-        "id",
+    "products": Taking(
+        ("id",),
         f"DO UPDATE SET ({', '.join(_ITEM)}, updated_at) = ({_TOLD}, clock_timestamp())"
         f" WHERE ({_HELD}) IS DISTINCT FROM ({_TOLD})",
     ),
-    "interactions": ("id", "DO NOTHING"),
-    "transactions": ("id", "DO NOTHING"),
+    "competitor_prices": Taking(
+        ("product_id", "competitor"),
+        "DO UPDATE SET (price_minor, at) = (excluded.price_minor, excluded.at)"
+        " WHERE excluded.at > competitor_prices.at",
+        first="at DESC, ctid DESC",
+    ),
+    "interactions": Taking(("id",), "DO NOTHING"),
+    "transactions": Taking(("id",), "DO NOTHING"),
 }
-"""The key of each kind, and what happens to a row that is there: what is told wins, gaps do not."""
+"""What is told wins, gaps do not; of competitors' prices the newest."""
+_TOUCH = """
+WITH touched AS (
+    SELECT id FROM products WHERE id IN (SELECT product_id FROM staging) ORDER BY id FOR UPDATE)
+UPDATE products SET updated_at = clock_timestamp() FROM touched WHERE products.id = touched.id
+"""
+"""Products whose competitors are news are news themselves, to those who follow the catalogue."""
+
+
+_ANNOUNCED = {"customers": "customers", "products": "products", "competitor_prices": "products"}
+"""What hosts are told of, so that they bring it down at once."""
 
 
 class ProductRow(NamedTuple):
@@ -140,10 +169,11 @@ def _all(
 def take(connection: Connection, kind: str, rows: Sequence[Sequence[Any]]) -> int:
     """Copy one chunk of a kind's rows, as `kinds.maker` makes them; return how many were news.
 
-    Of rows with the same key the last one counts.
+    Of rows with the same key the last one counts, of competitors' prices the newest.
     """
     names = sql.SQL(", ").join(map(sql.Identifier, kinds.kind(kind).columns))
-    target, (key, rule) = sql.Identifier(kind), _TAKE[kind]
+    target, taking = sql.Identifier(kind), _TAKE[kind]
+    key = sql.SQL(", ").join(map(sql.Identifier, taking.key))
     raw: Any = connection.connection.driver_connection
     cursor = raw.cursor()
     cursor.execute("DROP TABLE IF EXISTS staging")
@@ -159,12 +189,17 @@ def take(connection: Connection, kind: str, rows: Sequence[Sequence[Any]]) -> in
     cursor.execute(
         sql.SQL(
             "INSERT INTO {table} ({names}) SELECT DISTINCT ON ({key}) {names} FROM staging"
-            " ORDER BY {key}, ctid DESC ON CONFLICT ({key}) {rule}"
-        ).format(table=target, names=names, key=sql.Identifier(key), rule=sql.SQL(rule))
-    )
+            " ORDER BY {key}, {first} ON CONFLICT ({key}) {rule}"
+        ).format(
+            table=target, names=names, key=key, first=sql.SQL(taking.first),
+            rule=sql.SQL(taking.rule),
+        )
+    )  # fmt: skip
     news = int(cursor.rowcount)
-    if kind in ("customers", "products") and news:
-        connection.execute(select(func.pg_notify("barter", kind)))
+    if kind == "competitor_prices" and news:
+        cursor.execute(_TOUCH)
+    if kind in _ANNOUNCED and news:
+        connection.execute(select(func.pg_notify("barter", _ANNOUNCED[kind])))
     return news
 
 

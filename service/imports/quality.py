@@ -8,11 +8,13 @@ it are within 6 %.
 import datetime as dt
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from service.imports.kinds import Kind
 
 STEPS = 20
 FENCE = 3.0
@@ -211,22 +213,21 @@ class Finding(NamedTuple):
 
 def findings(
     quality: Quality, *, rows: int, stored: int, known: int, rejected: int,
-    measured: Sequence[str], decimals: int = 2,
+    kind: Kind, decimals: int = 2,
 ) -> list[Finding]:  # fmt: skip
     """Return what there is to say about an import, the worst first.
 
-    ``measured`` are the columns that hold amounts, ``decimals`` the digits of the currency.
+    ``decimals`` are the digits of the currency.
     """
     found = [
         *_refused(quality, rows, rejected),
-        *_outliers(quality, measured, decimals),
+        *_outliers(quality, kind, decimals),
         *_days(quality),
         *_missing(quality, rows),
         *_columns(quality),
     ]
     if known:
-        found.append(Finding("info", f"{known:,} rows were stored before, or repeat a row: each"
-                             " counts once."))  # fmt: skip
+        found.append(Finding("info", f"{known:,} rows {kind.known}."))
     if not found:
         found.append(Finding("good", f"All {stored:,} rows are complete and plausible."))
     return sorted(found, key=lambda one: ("bad", "warn", "info", "good").index(one.kind))
@@ -241,9 +242,9 @@ def _refused(quality: Quality, rows: int, rejected: int) -> list[Finding]:
     return [Finding(kind, f"{rejected:,} of {rows:,} rows were refused: {reasons}.")]
 
 
-def _outliers(quality: Quality, measured: Sequence[str], decimals: int) -> list[Finding]:
+def _outliers(quality: Quality, kind: Kind, decimals: int) -> list[Finding]:
     found = []
-    for name in measured:
+    for name in kind.measured:
         amounts = spread(quality, name)
         if amounts is None or not amounts.outliers:
             continue
@@ -253,8 +254,8 @@ def _outliers(quality: Quality, measured: Sequence[str], decimals: int) -> list[
         )
         text = (
             f"{amounts.outliers:,} {values} of {name.removesuffix('_minor')} above {fence}, far"
-            f" from the rest (median {median}). They are kept as they are, and count as that much"
-            " where features are made of them (winsorised)."
+            f" from the rest (median {median}). They are kept as they are, and count as"
+            f" {kind.outliers}."
         )
         found.append(Finding("warn", text))
     return found

@@ -42,6 +42,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "What you sell: a row replaces what was known of the item, gaps change nothing.",
         "product_id,name,category,price,cost,stock",
     ),
+    "competitor_prices": (
+        "Competitors’ prices",
+        "What others ask for the same items: the newest price of each counts, for a week.",
+        "product_id,competitor,price,at",
+    ),
     "customers": (
         "Customers",
         "Who buys: every further column becomes an attribute that segments and features can read.",

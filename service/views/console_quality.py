@@ -12,7 +12,7 @@ from service.views.console_live import Chart, Figure, Table
 from service.views.imports import findings_of
 
 NAMES = {
-    "price_minor": "List price",
+    "price_minor": "Price",
     "unit_cost_minor": "Unit cost",
     "stock": "Stock",
     "quantity": "Quantity",
@@ -22,6 +22,7 @@ NAMES = {
 ROWS = {
     "customers": "Customers",
     "products": "Products",
+    "competitor_prices": "Competitors’ prices",
     "interactions": "Interactions",
     "transactions": "Receipt lines",
 }
@@ -200,7 +201,7 @@ def _amounts(job: Import, counted: Quality, spread: quality.Amounts, currency: s
     free = f" Not drawn: {words.count(spread.zeros)} at zero." if spread.zeros else ""
     beyond = (
         f"Beyond the dashed line at {told(spread.fence)}{unit}: {words.count(spread.outliers)}."
-        " They are kept, and count as that much where features are made of them (winsorised)."
+        f" They are kept, and count as {kinds.kind(job.kind).outliers}."
         if spread.outliers
         else f"None lies beyond {told(spread.fence)}{unit}, where outliers would begin."
     )

@@ -12,7 +12,7 @@ from service import charts as drawn
 from service import shop
 from service.errors import NotFound
 from service.models import Campaign, Product
-from service.products import LONGEST_COVER_DAYS, cover_days
+from service.products import LONGEST_COVER_DAYS, cover_days, gap
 from service.shop import CustomerFile, Money, Purchases
 from service.views import console_words as words
 from service.views.console_admin import address
@@ -179,7 +179,10 @@ def _receipt(one: shop.Receipt, money: Money) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ProductRow:
-    """One item as the page shows it; ``margin_share`` is of the price, None where unknown."""
+    """One item as the page shows it; ``margin_share`` is of the price, None where unknown.
+
+    ``rival`` is the lowest price of a competitor, ``rival_note`` whose it is and how far ours is.
+    """
 
     id: str
     name: str
@@ -188,6 +191,8 @@ class ProductRow:
     cost: str
     margin: str
     margin_share: float | None
+    rival: str
+    rival_note: str
     stock: str
     cover: str
     short: bool
@@ -201,19 +206,21 @@ def products() -> Reply:
     with database() as session:
         found = shop.products(session, search=search, after=after, limit=PAGE_SIZE + 1)
         money = shop.money(session)
+        rivals = shop.cheapest(session, [one.id for one in found], now())
     older = address(after=found[PAGE_SIZE - 1].id) if len(found) > PAGE_SIZE else None
-    rows = [_product(one, money) for one in found[:PAGE_SIZE]]
+    rows = [_product(one, money, rivals.get(one.id)) for one in found[:PAGE_SIZE]]
     return render(
         "products.html",
         rows=rows,
         paced=any(row.cover for row in rows),
+        rivals=bool(rivals),
         newer=address(after=None) if after else None,
         older=older,
         form={"search": search},
     )
 
 
-def _product(one: Product, money: Money) -> ProductRow:
+def _product(one: Product, money: Money, rival: shop.Rival | None) -> ProductRow:
     priced = one.price_minor is not None and one.unit_cost_minor is not None and one.price_minor
     margin = (one.price_minor or 0) - (one.unit_cost_minor or 0) if priced else None
     share = None if margin is None else margin / (one.price_minor or 1)
@@ -226,10 +233,27 @@ def _product(one: Product, money: Money) -> ProductRow:
         cost="—" if one.unit_cost_minor is None else amount(one.unit_cost_minor, money),
         margin="—" if share is None else _percent(share),
         margin_share=share,
+        rival="—" if rival is None else amount(rival.price_minor, money),
+        rival_note="" if rival is None else _beside(one.price_minor, rival),
         stock=words.count(one.stock),
         cover="" if days is None else _cover(days),
         short=one.stock == 0 or (days is not None and days < SHORT_COVER_DAYS),
     )
+
+
+def _beside(price_minor: int | None, rival: shop.Rival) -> str:
+    """Return whose price it is, and how ours lies beside it.
+
+    >>> day = dt.datetime(2026, 11, 29)
+    >>> _beside(550, shop.Rival("Acme", 500, day)), _beside(None, shop.Rival("Acme", 500, day))
+    ('Acme, we ask 10 % more', 'Acme')
+    """
+    ours = gap(price_minor, rival.price_minor)
+    if ours is None:
+        return rival.competitor
+    if ours == 0:
+        return f"{rival.competitor}, as we do"
+    return f"{rival.competitor}, we ask {_percent(abs(ours))} {'more' if ours > 0 else 'less'}"
 
 
 def _percent(share: float) -> str:

@@ -117,6 +117,17 @@ class ProductItem(Document):
     )
 
 
+class CompetitorPriceItem(Document):
+    """What a competitor asked for an item; of each item and competitor the newest counts."""
+
+    product_id: Name
+    competitor: Name = Field(description="Who asks it.")
+    price_minor: Annotated[int, Field(gt=0, le=10**15)] = Field(
+        description="What they ask, in minor units of your own currency."
+    )
+    at: Past = Field(description="When it was seen, with a zone.")
+
+
 class InteractionItem(Document):
     """One thing that a customer did with an item; `id` makes a repeat harmless."""
 
@@ -149,6 +160,12 @@ class ProductsBody(Document):
     products: Annotated[tuple[ProductItem, ...], Field(min_length=1, max_length=MAX_UNITS)]
 
 
+class CompetitorPricesBody(Document):
+    """Up to a thousand prices."""
+
+    prices: Annotated[tuple[CompetitorPriceItem, ...], Field(min_length=1, max_length=MAX_UNITS)]
+
+
 class InteractionsBody(Document):
     """Up to a thousand interactions."""
 
@@ -169,7 +186,7 @@ def findings_of(job: Import) -> list[quality.Finding]:
         stored=job.stored,
         known=job.known,
         rejected=job.rejected,
-        measured=kinds.kind(job.kind).measured,
+        kind=kinds.kind(job.kind),
         decimals=job.settings["decimals"],
     )
 
@@ -230,7 +247,8 @@ def get_rejects(call: Call, import_id: int) -> Response:
 def undo_import(call: Call, import_id: int) -> FileImportReply:
     """Take back the interactions or receipts that an import added.
 
-    Imports of customers and products replace values and cannot be undone (409).
+    Imports of customers, products and competitors' prices replace values and cannot be undone
+    (409).
     """
     with call.transaction() as session:
         return FileImportReply.of(jobs.undo(session, import_id, actor=call.actor))
@@ -240,6 +258,16 @@ def undo_import(call: Call, import_id: int) -> FileImportReply:
 def store_products(call: Call, body: ProductsBody) -> StoredReply:
     """Add or update items of the catalogue, up to 1,000 at once."""
     return _stored(call, "products", [one.model_dump() for one in body.products])
+
+
+@api.route("POST", "/v1/competitor-prices", scope="manage", reply=StoredReply)
+def store_competitor_prices(call: Call, body: CompetitorPricesBody) -> StoredReply:
+    """Tell what competitors ask for your items, up to 1,000 at once.
+
+    Of each item and competitor the newest price counts. Decisions that name a product know the
+    lowest one that was seen within seven days.
+    """
+    return _stored(call, "competitor_prices", [one.model_dump() for one in body.prices])
 
 
 @api.route("POST", "/v1/interactions", scope="reward", reply=StoredReply)

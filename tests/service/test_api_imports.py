@@ -1,5 +1,6 @@
 """Imports over HTTP: a file sent, read by another process, killed, undone; and lists of rows."""
 
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select
 
-from service import db
+from service import db, products
 from service.config import Config
 from service.imports import host, jobs
 from service.models import Import, Interaction, Product, Transaction
@@ -150,6 +151,18 @@ def test_lists_of_rows_are_stored_once_and_whole_or_not_at_all(web: Web, engine:
                           {"id": "A-2"}]}  # fmt: skip
     assert web.call("POST", "/v1/products", json=items).get_json() == {"stored": 2, "known": 0}
     assert web.call("POST", "/v1/products", json=items).get_json() == {"stored": 0, "known": 2}
+    price = {"product_id": "A-1", "competitor": "Acme", "price_minor": 450,
+             "at": dt.datetime.now(dt.UTC).isoformat()}  # fmt: skip
+    for stored in (1, 0):
+        sent = web.call("POST", "/v1/competitor-prices", json={"prices": [price]})
+        assert sent.get_json() == {"stored": stored, "known": 1 - stored}
+    free = {"prices": [price | {"price_minor": 0}]}
+    assert fields(web.call("POST", "/v1/competitor-prices", json=free)) == ["prices[0].price_minor"]
+    web.loop.carry()
+    kept = web.loop.runtime.spool.product("A-1")
+    told = products.recalled(kept or b"", dt.datetime.now(dt.UTC))
+    assert told["competitor_price_minor"] == 450
+    assert told["competitor_gap"] == pytest.approx(499 / 450 - 1)
     deed = {"id": "e1", "unit": "ana", "product_id": "A-1", "kind": "view",
             "at": "2026-03-01T10:00:00Z"}  # fmt: skip
     events = {"interactions": [deed, deed | {"id": "e2", "kind": "review", "value": 4.5}]}

@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse, encode_multipart
 from service import customers, db, shop
 from service.config import Config
 from service.imports import command, jobs, kinds, load
-from service.models import Import, Interaction, Product, Transaction
+from service.models import IMPORTS, CompetitorPrice, Import, Interaction, Product, Transaction
 from service.runtime import pseudonym
 from service.views import console_base
 from service.views.console_data import KINDS
@@ -137,7 +137,7 @@ def test_looking_needs_less_than_importing(app: Flask) -> None:
     assert upload(browser, HEADER + good(1)).status_code == 403
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", IMPORTS)
 def test_the_example_of_each_kind_can_be_imported(kind: str) -> None:
     header = KINDS[kind][2].split(",")
     found = kinds.plan(kinds.kind(kind), header, kinds.Settings(), dt.datetime.now(dt.UTC))
@@ -245,6 +245,11 @@ def stocked(config: Config, engine: Engine) -> None:
     hidden = pseudonym(config.key("unit"), "ana")
     with db.transaction(engine) as session:
         session.get_one(Product, "A").pace = 12 / 135
+        for competitor, price, age in (("Acme", 399, 1), ("Bolt", 459, 1), ("Cut", 1, 8)):
+            seen = dt.datetime.now(dt.UTC) - dt.timedelta(days=age)
+            session.add(CompetitorPrice(
+                product_id="A", competitor=competitor, price_minor=price, at=seen
+            ))  # fmt: skip
         session.get_one(Product, "A").pace_at = dt.datetime.now(dt.UTC)
         customers.upsert(session, [(hidden, {"age": 41, "vip": True})], actor="test")
         session.add(Interaction(id="i1", unit=hidden, product_id="A", kind="review", value=4.5,
@@ -302,6 +307,7 @@ def test_products_show_margin_and_cover(app: Flask, stocked: None) -> None:
     page = browser.get("/products").text
     assert "lasts 135 days" in page
     assert "58 %" in page
+    assert "Acme, we ask 25 % more" in page
     assert "Sold at a loss, −20 %" in page
     assert "Espresso" not in browser.get("/products?search=tea").text
     assert "Espresso" in browser.get("/products?search=0%25").text

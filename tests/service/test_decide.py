@@ -374,6 +374,15 @@ def test_the_clock_tells_features_that_nobody_else_tells(loop: Loop) -> None:
     assert found[loop.runtime.pseudonym("cleo")] == ([one, 0, one, 0], [])
 
 
+def test_the_lowest_price_of_a_competitor_within_a_week_counts() -> None:
+    day, now = 86_400, round(NOW.timestamp())
+    seen = [(400, now - 7 * day - 9), (550, now - 6 * day), (500, now - 6 * day)]
+    kept = products.known(None, 600, None, None, None, seen)
+    found = {"product_price_minor": 600, "competitor_price_minor": 500, "competitor_gap": 0.2}
+    assert products.recalled(kept, NOW) == pytest.approx(found)
+    assert products.recalled(kept, NOW + 25 * HOUR) == {"product_price_minor": 600}
+
+
 def test_a_named_product_goes_after_the_request_and_before_the_store(loop: Loop) -> None:
     keys = ("product_stock", "product_price_minor", "product_stock_cover_days")
     features = [{"kind": "number", "key": key, "name": key, "default": -1} for key in keys]

@@ -19,7 +19,14 @@ from service.config import Config
 from service.errors import Conflict, Invalid, TooLarge, Unavailable
 from service.imports import jobs
 from service.imports.kinds import Settings
-from service.models import Customer, Import, Interaction, Product, Transaction
+from service.models import (
+    CompetitorPrice,
+    Customer,
+    Import,
+    Interaction,
+    Product,
+    Transaction,
+)
 from service.runtime import pseudonym
 
 HEADER = "unit,product_id,basket,quantity,paid,discount,bought_at\n"
@@ -329,6 +336,39 @@ def test_products_and_interactions(engine: Engine, config: Config, tmp_path: Pat
     with db.transaction(engine) as session:
         found = session.scalars(select(Interaction).order_by(Interaction.at)).all()
         assert [(one.kind, one.value) for one in found] == [("view", None), ("review", 4.5)]
+
+
+def test_of_competitors_prices_the_newest_counts(
+    engine: Engine, config: Config, tmp_path: Path
+) -> None:
+    prices = (
+        "sku,seller,price,seen_at\n"
+        "A-1,Acme,4.99,2026-03-02\nA-1,Acme,5.49,2026-03-03\nA-1,Acme,3.99,2026-03-01\n"
+        "A-1,Bolt,4.50,2026-03-01\nA-2,Bolt,0,2026-03-01\nA-2,Bolt,,2026-03-01\n"
+    )
+    path = written(tmp_path, prices)
+    with db.transaction(engine) as session:
+        session.add(Product(id="A-1"))
+    with engine.connect() as connection:
+        before = connection.scalar(select(Product.updated_at))
+    job = sent(engine, config, path, "competitor_prices")
+    assert (job.stored, job.known, job.rejected) == (2, 2, 2)
+    assert [one[1:] for one in refusals(engine, job)] == [
+        ("price", "must be more than 0"),
+        ("price", "is missing"),
+    ]
+    assert sent(engine, config, path, "competitor_prices").stored == 0
+    later = written(tmp_path, "sku,seller,price,at\nA-1,Acme,5.99,2026-03-02\n")
+    assert sent(engine, config, later, "competitor_prices").stored == 0, "older than what is known"
+    with db.transaction(engine) as session:
+        held = session.scalars(select(CompetitorPrice).order_by(CompetitorPrice.competitor))
+        assert [(one.competitor, one.price_minor) for one in held] == [("Acme", 549), ("Bolt", 450)]
+        after = session.scalar(select(Product.updated_at))
+    assert before is not None
+    assert after is not None
+    assert after > before, "hosts that follow the catalogue are told"
+    with pytest.raises(Invalid, match="price or price_minor, which competitor prices need"):
+        jobs.check(written(tmp_path, "sku,seller,at\n"), "competitor_prices", Settings())
 
 
 def test_an_import_of_receipts_can_be_undone(
