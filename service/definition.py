@@ -292,8 +292,8 @@ class RecommendedOffer(Document):
     def label(self, currency: str) -> str:
         """Return the offer in a few words."""
         first, *rest = self.tiers
-        said = [f"First {_products(first.items)} {_percent(first.percent)} off"]
-        said += [f"next {tier.items} {_percent(tier.percent)}" for tier in rest]
+        said = [f"{_percent(first.percent)} off the first {_products(first.items)}"]
+        said += [f"{_percent(tier.percent)} off the next {tier.items}" for tier in rest]
         if self.max_discount_minor is not None:
             said.append(f"at most {money(self.max_discount_minor, currency)}")
         return ", ".join(said)
@@ -731,6 +731,15 @@ class CampaignDefinition(Document):
     def feature_width(self) -> int:
         """D, how many places the features take together."""
         return sum(feature.width for feature in self.features)
+
+    @property
+    def recommends(self) -> bool:
+        """Whether an offer, in whatever segment, is on recommended products."""
+        return any(
+            isinstance(self.offer(segment, arm), RecommendedOffer)
+            for segment in range(len(self.segment_keys))
+            for arm in range(len(self.arms))
+        )
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -356,6 +356,7 @@ def _form(
         max_features=features.MAX_FEATURES,
         overridden=_overridden(filled),
         tiers_shown=forms.tiers_shown,
+        basket_share=forms.BASKET_SHARE,
         attributes=KNOWN_ATTRIBUTES,
         zones=sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone),
     )
@@ -597,6 +598,11 @@ def warnings(plan: CampaignDefinition) -> list[str]:
     for arm in plan.arms:
         if arm.enabled and arm.offer.discount_minor(plan.basket_minor) > margin:
             found.append(f"“{arm.name}” costs more than the margin of a typical basket.")
+    if plan.recommends and not runtime().catalogue.popular:
+        found.append(
+            "Which products customers may want is not known yet, so offers on them take nothing"
+            " off: import receipts or interactions first."
+        )
     if plan.features and not plan.contextual and plan.policy.name != AUTO:
         found.append(
             "The features are written down but not looked at: choose a way “by features” if offers"

@@ -15,7 +15,16 @@ import pydantic
 
 from bandits import policies
 from bandits.policies import time_options
-from service.definition import BUCKET, DAY, CampaignDefinition, Offer, Rule
+from service.definition import (
+    BUCKET,
+    DAY,
+    LISTED,
+    CampaignDefinition,
+    Offer,
+    RecommendedOffer,
+    Rule,
+    TieredOffer,
+)
 from service.errors import FieldError, Invalid
 from service.models import KEY_PATTERN
 from service.validation import field_errors
@@ -27,12 +36,17 @@ USUAL = "usual"
 TIERS = 10
 MOST_RULES = 20
 TIERS_SHOWN = 4
+STEPS = {"tiered": ("tier", "threshold"), "recommended": ("pick", "items")}
+"""Kinds of offers in steps: how a step's fields begin, and the one besides the percentage."""
+BASKET_SHARE = 30
+"""Per cent of a basket that recommended products make up, where nothing is filled in."""
 KINDS = {
     "none": "No discount",
     "percentage": "Percentage off",
     "amount": "Fixed amount off",
     "spend_threshold": "Spend X, get Y off",
     "tiered": "The more they spend, the more off",
+    "recommended": "Off recommended products",
     "gift": "Free gift",
     "free_shipping": "Free shipping",
 }
@@ -46,6 +60,10 @@ _MODEL_WORDS = (
     (re.compile(r"must have at most (\d+) character"), r"Use at most \1 characters."),
     (re.compile(r"at least 1 item"), "Fill this in."),
     (re.compile(r"at most 64 items"), "List at most 64."),
+    (
+        re.compile(r"take (\d+) products together, and (\d+)"),
+        r"Together the steps take \1 products; \2 are listed for each customer: lower a number.",
+    ),
     (
         re.compile(r"take (\d+) places, at most (\d+)"),
         r"Together they take \1 places, one for each number, yes or no, and listed word; at most"
@@ -122,7 +140,7 @@ def _need_ceilings(reader: Reader, document: dict[str, Any]) -> None:
             if "offer" in change:
                 offers[f"segments-{row}-arms-{places[key]}-"] = change["offer"]
     for at, offer in offers.items():
-        if offer["kind"] == "percentage" and offer["max_discount_minor"] is None:
+        if "max_discount_minor" in offer and offer["max_discount_minor"] is None:
             said = "With a budget, a percentage needs a ceiling: the most it may take off."
             reader.errors.setdefault(f"{at}max_discount", said)
         elif offer["kind"] == "tiered":
@@ -196,8 +214,14 @@ def _offer(reader: Reader, at: str) -> dict[str, Any]:
         offer["amount_minor"] = _amount(reader, f"{at}amount", 1)
         if kind == "spend_threshold":
             offer["threshold_minor"] = _amount(reader, f"{at}threshold", 1)
-    elif kind == "tiered":
-        offer["tiers"] = [_tier(reader, f"{at}tier-{step}-") for step in _steps(reader.values, at)]
+    elif kind in STEPS:
+        part, before = STEPS[kind]
+        steps = _steps(reader.values, at, kind)
+        offer["tiers"] = [_tier(reader, f"{at}{part}-{step}-", before) for step in steps]
+        if kind == "recommended":
+            share = reader.share(f"{at}basket_share", least=0.1)
+            offer["basket_share"] = BASKET_SHARE / 100 if share is None else share
+            offer["max_discount_minor"] = reader.money(f"{at}max_discount", least=1)
     elif kind == "gift":
         offer |= {"gift": reader.text(f"{at}gift"), "cost_minor": _amount(reader, f"{at}cost", 0)}
     elif kind == "free_shipping":
@@ -216,27 +240,38 @@ def _amount(reader: Reader, name: str, least: int) -> int | None:
     return value
 
 
-def _steps(values: Mapping[str, str], at: str) -> list[int]:
+def _steps(values: Mapping[str, str], at: str, kind: str) -> list[int]:
     """The tiers that were filled in at all."""
-    parts = ("threshold", "percent")
+    part, before = STEPS[kind]
+    rows = [f"{at}{part}-{step}-" for step in range(TIERS)]
     return [
         step
-        for step in range(TIERS)
-        if any(values.get(f"{at}tier-{step}-{part}", "").strip() for part in parts)
+        for step, row in enumerate(rows)
+        if any(values.get(row + one, "").strip() for one in (before, "percent"))
     ]
 
 
-def tiers_shown(values: Mapping[str, str], at: str) -> range:
+def tiers_shown(values: Mapping[str, str], at: str, kind: str) -> range:
     """Return the rows of tiers to draw: all that are filled in, and some more."""
-    filled = _steps(values, at)
+    filled = _steps(values, at, kind)
     return range(min(TIERS, max(TIERS_SHOWN, filled[-1] + 2 if filled else 0)))
 
 
-def _tier(reader: Reader, at: str) -> dict[str, Any]:
-    return {
-        "threshold_minor": _amount(reader, f"{at}threshold", 0),
-        "percent": _percent(reader, f"{at}percent"),
-    }
+def _tier(reader: Reader, at: str, before: str) -> dict[str, Any]:
+    first: dict[str, Any] = (
+        {"items": _whole(reader, f"{at}items")}
+        if before == "items"
+        else {"threshold_minor": _amount(reader, f"{at}threshold", 0)}
+    )
+    return first | {"percent": _percent(reader, f"{at}percent")}
+
+
+def _whole(reader: Reader, name: str) -> int | None:
+    """Read how many products a step takes."""
+    value = reader.needed(name, reader.number(name, low=1, high=LISTED))
+    if value is not None and value % 1:
+        reader.errors[name] = "Write a whole number."
+    return None if value is None else int(value)
 
 
 def _segments(reader: Reader, arms: list[str]) -> list[dict[str, Any]]:
@@ -379,13 +414,14 @@ def field_name(path: str, values: Mapping[str, str]) -> str:
     """
     path = _overridden(path, values)
     name = path.replace("[", ".").replace("]", "").replace(".", "-")
-    name = name.replace("-offer-", "-").replace("-tiers-", "-tier-")
-    tier = re.match(r"(.*-)tier-(\d+)(-.*)$", name)
+    name = name.replace("-offer-", "-")
+    tier = re.match(r"(.*-)tiers-(\d+)(-.*)$", name)
     if tier:
-        kept = _steps(values, tier.group(1))
+        kind = values[f"{tier.group(1)}kind"]
+        kept = _steps(values, tier.group(1), kind)
         place = int(tier.group(2))
         step = kept[place] if place < len(kept) else place
-        name = f"{tier.group(1)}tier-{step}{tier.group(3)}"
+        name = f"{tier.group(1)}{STEPS[kind][0]}-{step}{tier.group(3)}"
     name = re.sub(r"-(offer|tiers)$", "-kind", name)
     name = re.sub(r"^(features-\d+)$", r"\1-kind", name)
     name = re.sub(r"^(features-\d+-values)-\d+$", r"\1", name)
@@ -464,12 +500,19 @@ def fill(definition: CampaignDefinition) -> Values:
 
 def _fill_offer(at: str, offer: Offer) -> Values:
     values: Values = {f"{at}kind": offer.kind}
-    for name, value in offer.model_dump(exclude={"kind", "tiers"}).items():
+    for name, value in offer.model_dump(exclude={"kind", "tiers", "basket_share"}).items():
         written = major(value) if name.endswith("_minor") else value
         values[at + _flat(name)] = plain(written) if isinstance(written, float) else written or ""
-    for step, tier in enumerate(getattr(offer, "tiers", ())[:TIERS]):
-        values[f"{at}tier-{step}-threshold"] = major(tier.threshold_minor)
-        values[f"{at}tier-{step}-percent"] = plain(tier.percent)
+    if isinstance(offer, RecommendedOffer):
+        values[f"{at}basket_share"] = _per_cent(offer.basket_share)
+        for step, pick in enumerate(offer.tiers):
+            spot = f"{at}pick-{step}-"
+            values |= {f"{spot}items": str(pick.items), f"{spot}percent": plain(pick.percent)}
+    elif isinstance(offer, TieredOffer):
+        for step, tier in enumerate(offer.tiers):
+            spot = f"{at}tier-{step}-"
+            values[f"{spot}threshold"] = major(tier.threshold_minor)
+            values[f"{spot}percent"] = plain(tier.percent)
     return values
 
 

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from bandits import sampling
 from service import campaigns, contexts, history, replay, security
-from service.definition import EVERYONE, CampaignDefinition
+from service.definition import EVERYONE, CampaignDefinition, RecommendedOffer
 from service.errors import UnknownDecision
-from service.models import Campaign, Decision, Reward
+from service.models import Campaign, Decision, Product, Reward
 from service.views import console_words as words
 from service.views.console_admin import address
 from service.views.console_base import PAGE_SIZE, Reply, database, page, render, runtime
@@ -182,6 +182,7 @@ def decision(decision_id: uuid.UUID) -> Reply:
     with database() as session:
         told = history.explain(session, decision_id)
         repeated, said = _repeat(session, decision_id)
+        products = _products(session, told)
         influence = None
         if repeated is not None and repeated.same:
             influence = history.influence(told, repeated.live)
@@ -193,6 +194,7 @@ def decision(decision_id: uuid.UUID) -> Reply:
         sentence=_why(told),
         arms=_chances(told),
         draw=_draw(told, repeated),
+        products=products,
         context=_context(told, influence),
         facts=_facts(told, repeated),
         outcomes=told.outcomes,
@@ -242,6 +244,20 @@ def _draw(told: history.Explanation, repeated: replay.Replay | None) -> Draw | N
     origin = repeated.drawn_as if repeated.drawn_as != made.id else None
     number = sampling.uniform(told.campaign.seed, repeated.drawn_as.bytes)
     return Draw(number, low, low + made.propensity, origin)
+
+
+def _products(session: Session, told: history.Explanation) -> list[dict[str, str | None]] | None:
+    """Return the products that the offer was on; None where it was not on recommended ones."""
+    made = told.decision
+    if not isinstance(told.definition.offer(made.segment, made.arm), RecommendedOffer):
+        return None
+    ids = [one.product_id for one in told.products]
+    rows = session.execute(select(Product.id, Product.name).where(Product.id.in_(ids)))
+    names = {row.id: row.name for row in rows}
+    return [
+        {"id": one.product_id, "name": names.get(one.product_id), "off": f"{one.percent:g} %"}
+        for one in told.products
+    ]
 
 
 @dataclass(frozen=True)

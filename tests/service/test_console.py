@@ -22,7 +22,7 @@ from service import bundle, campaigns, db, history, keys, users
 from service.charts import charts, theme
 from service.config import Config
 from service.definition import CampaignDefinition
-from service.models import ROLES
+from service.models import ROLES, Product
 from service.replay import replay
 from service.reports import campaign_report
 from service.views import console_forms as forms
@@ -30,7 +30,7 @@ from service.views import console_words as words
 from service.views.console_base import NEEDS, RIGHTS, inside
 from service.views.console_campaigns import differences
 from service.views.console_reader import Values
-from tests.loop import Loop, definition
+from tests.loop import Loop, definition, running
 from tests.web import PASSWORD
 
 EVERY_OFFER: list[dict[str, Any]] = [
@@ -42,6 +42,8 @@ EVERY_OFFER: list[dict[str, Any]] = [
     {"kind": "free_shipping", "cost_minor": 390, "threshold_minor": 2000},
     {"kind": "tiered", "tiers": [{"threshold_minor": 0, "percent": 5},
                                  {"threshold_minor": 10000, "percent": 15}]},
+    {"kind": "recommended", "basket_share": 0.25, "max_discount_minor": 1500,
+     "tiers": [{"items": 3, "percent": 20}, {"items": 5, "percent": 7.5}]},
 ]  # fmt: skip
 
 
@@ -164,6 +166,14 @@ def test_numbers_survive_the_form(floor: float, holdout: float, basket: int, win
             "arms-1-kind",
         ),
         ({"arms-1-kind": "amount", "arms-1-amount": "NaN"}, "arms-1-amount"),
+        ({"arms-1-kind": "recommended"}, "arms-1-kind"),
+        ({"arms-1-kind": "recommended", "arms-1-pick-1-percent": "9"}, "arms-1-pick-1-items"),
+        ({"arms-1-kind": "recommended", "arms-1-pick-0-items": "2.5",
+          "arms-1-pick-0-percent": "9"}, "arms-1-pick-0-items"),
+        ({"arms-1-kind": "recommended", "arms-1-pick-0-items": "29", "arms-1-pick-0-percent": "9",
+          "arms-1-pick-3-items": "2", "arms-1-pick-3-percent": "5"}, "arms-1-kind"),
+        ({"arms-1-kind": "recommended", "arms-1-pick-0-items": "2", "arms-1-pick-0-percent": "9",
+          "budget": "500"}, "arms-1-max_discount"),
         ({"default_arm": "9"}, "default_arm"),
         ({"floor": "60"}, "floor"),
         ({"holdout": "-1"}, "holdout"),
@@ -233,7 +243,7 @@ def test_removing_an_arm_keeps_segments_and_the_usual_offer_right() -> None:
     values = forms.change_rows(forms.fill(everything()), "remove-arm-1")
     plan = forms.check(values, key="all.of-it").definition
     assert plan is not None
-    assert [arm.key for arm in plan.arms] == ["a0", "a2", "a3", "a4", "a5", "a6"]
+    assert [arm.key for arm in plan.arms] == ["a0", "a2", "a3", "a4", "a5", "a6", "a7"]
     assert plan.segments[0].arms == {"a2": everything().segments[0].arms["a2"]}
     assert plan.default_arm == "a0"
     assert plan.arms[2].only_if == everything().arms[3].only_if
@@ -715,6 +725,34 @@ def test_a_kept_offer_leads_to_its_draw(config: Config, engine: Engine, app: Fla
     assert "The number of that earlier draw was" in said
     assert "not looked at: the customer keeps an earlier draw" in said
     assert f"/decisions/{first.decision_id}" in browser.get(f"/decisions/{again.decision_id}").text
+
+
+def test_a_decision_on_products_names_them_and_what_was_taken_off(
+    config: Config, engine: Engine, app: Flask
+) -> None:
+    arms = [
+        {"key": "none", "name": "No discount", "offer": {"kind": "none"}},
+        {"key": "steep", "name": "Steep",
+         "offer": {"kind": "recommended", "tiers": [{"items": 1, "percent": 20},
+                                                    {"items": 2, "percent": 7.5}]}},
+    ]  # fmt: skip
+    always = {"name": "fixed_split", "options": {"shares": [0, 1]}}
+    with db.transaction(engine) as session:
+        session.add(Product(id="sku-1", name="Green tea"))
+    browser = Browser(app).log_in("analyst")
+    with running(config, engine) as loop:
+        loop.launch(arms=arms, segments=[], policy=always, floor=0)
+        (nothing,) = loop.decide("ana")
+        loop.runtime.spool.write({"popular": b'["sku-1","sku-2"]'})
+        loop.runtime.catalogue.refresh()
+        (some,) = loop.decide("ana")
+        loop.outcome(some, revenue_minor=4500, discount_minor=320)
+        loop.carry()
+        assert "nothing was taken off" in _explained(browser, nothing)
+        page = _explained(browser, some)
+    assert re.search(r"Green tea\s*sku-1\s*20 %\s*sku-2\s*7.5 %", page)
+    assert "20 % off the first recommended product, 7.5 % off the next 2" in page
+    assert "of which 3.20 USD taken off" in page
 
 
 def test_a_campaign_that_waits_shows_a_request_with_its_features(
