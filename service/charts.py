@@ -136,6 +136,15 @@ def foresight(rows: Rows) -> Spec:
     return _with(_intervals("Products foreseen by each ranking, with intervals", title), rows)
 
 
+def calibration(predicted: Sequence[float], observed: Sequence[float]) -> Spec:
+    """Return the chart of what customers with like chances did, beside what they were told to."""
+    rows = [
+        {"told": 100 * told, "came": 100 * came}
+        for told, came in zip(predicted, observed, strict=True)
+    ]
+    return _with(_calibration(), rows)
+
+
 def themed(spec: Spec, name: Theme, *, width: int = 640) -> Spec:
     """Return a spec that stands alone, for PNG and SVG: coloured, at a width in pixels."""
     return spec | {"config": theme(name), "width": width}
@@ -426,5 +435,21 @@ def _intervals(description: str, title: str) -> Spec:
                 "mark": {"type": "point", "filled": True, "style": "dot"},
                 "encoding": rows | {"x": {"field": "estimate"} | x},
             },
+        ],
+    }
+
+
+def _calibration() -> Spec:
+    def axis(field: str, title: str) -> Spec:
+        scale = {"scale": {"domain": [0, 100]}, "axis": {"values": [0, 25, 50, 75, 100]}}
+        return {"field": field, "type": "quantitative", "title": title} | scale
+
+    x, y = axis("told", "Chance to buy, %"), axis("came", "Bought, %")
+    ends = [{"told": 0, "came": 0}, {"told": 100, "came": 100}]
+    return _base("What share of customers with like chances bought") | {
+        "encoding": {"x": x, "y": y},
+        "layer": [
+            {"data": {"values": ends}, "mark": {"type": "line", "style": "zero"}},
+            {"mark": {"type": "point", "filled": True, "style": "dot", "tooltip": True}},
         ],
     }

@@ -17,7 +17,7 @@ from bandits.customers.personas import Personas
 from bandits.recommender.factors import Factors
 from bandits.recommender.interactions import Interactions
 from service.definition import LISTED
-from service.traits import backtest, lists, prices, taste, vectors
+from service.traits import backtest, chance, lists, prices, taste, vectors
 from service.traits.history import Floats, Ints, Shop
 from service.traits.vectors import Taste
 
@@ -71,18 +71,20 @@ def fit(shop: Shop, *, last: Last | None = None, judge: bool = False) -> Fitted:
         _try("purchases", summary, lambda: traits.update(_buying(shop, summary)))
         groups = _try("personas", summary, lambda: _personas(traits, before.personas, summary))
         _try("elasticity", summary, lambda: _elasticities(shop, traits, summary))
+        found = _try("purchase_chance", summary, lambda: chance.fit(shop, summary))
+        traits |= {} if found is None else {"purchase_chance": found}
     events = taste.events(shop)
     favourites = lists.favourites(events, shop.on_sale)
     recommended = np.zeros((len(shop.units), 0), dtype=np.int64)
-    found, popular = _recommender(shop, events, before, summary, judge=judge)
-    if found is not None:
-        recommended = lists.recommended(popular or found.factors, events, favourites)
+    liked, popular = _recommender(shop, events, before, summary, judge=judge)
+    if liked is not None:
+        recommended = lists.recommended(popular or liked.factors, events, favourites)
         popular = None if popular is None else taste.without_users(popular)
-        places = vectors.tastes(found, found.factors.users)
+        places = vectors.tastes(liked, liked.factors.users)
         traits |= {name: places[:, place] for place, name in enumerate(vectors.NAMES)}
-        found = found._replace(factors=taste.without_users(found.factors))
+        liked = liked._replace(factors=taste.without_users(liked.factors))
     return Fitted(
-        traits, _pace(shop), found, groups, favourites[:LISTED], recommended, summary, popular
+        traits, _pace(shop), liked, groups, favourites[:LISTED], recommended, summary, popular
     )
 
 

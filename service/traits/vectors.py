@@ -17,6 +17,7 @@ TRAITS = {
     "basket_minor": "spent per day with a purchase, in minor units",
     "discount_share": "share of the list value that discounts took off",
     "alive": "chance of still being a customer (BG/NBD)",
+    "purchase_chance": "chance to buy within 30 days after the newest receipt",
     "value_minor": "expected spend in the next year, in minor units (BG/NBD and Gamma-Gamma)",
     "persona": "the group of customers that behave alike, such as persona-1",
     "elasticity": "price elasticity of the persona's purchases, drawn to that of all",

@@ -14,13 +14,14 @@ from service.errors import NotFound
 from service.models import Campaign, Product
 from service.products import LONGEST_COVER_DAYS, cover_days, gap
 from service.shop import CustomerFile, Money, Purchases
+from service.traits import stored
 from service.views import console_words as words
 from service.views.console_admin import address
 from service.views.console_base import PAGE_SIZE, Reply, database, may, now, page, render, runtime
 from service.views.console_data import drawable, picture
 from service.views.console_live import Chart, Figure, Table
 from service.views.console_log import table as decision_rows
-from service.views.console_traits import insights
+from service.views.console_traits import chance_chart, chance_specs, insights
 
 MOST_MONTHS = 24
 NAMED_ITEMS = 3
@@ -29,8 +30,27 @@ SHORT_COVER_DAYS = 7
 
 @page("/customers", needs="read")
 def find_customer() -> Reply:
-    """Ask which customer to look at."""
-    return render("customer_search.html")
+    """Ask which customer to look at, and show how far chances to buy can be relied on."""
+    return _search()
+
+
+@page("/customers/chance.svg", needs="read")
+def chance_picture() -> Reply:
+    """Draw chances to buy on the server, for browsers without scripts."""
+    with database() as session:
+        return picture(chance_specs(stored.newest(session)).get("chance"))
+
+
+def _search(errors: dict[str, str] | None = None) -> str:
+    with database() as session:
+        found = stored.newest(session)
+    specs = chance_specs(found)
+    return render(
+        "customer_search.html",
+        errors=errors or {},
+        chart=chance_chart(found) if specs else None,
+        specs=drawable(specs),
+    )
 
 
 @page("/customers", needs="read", methods=("POST",))
@@ -39,7 +59,7 @@ def search_customer() -> Reply:
     unit = request.form.get("unit", "").strip()
     if not unit or len(unit) > 200:
         said = {"unit": "Enter an identifier of at most 200 characters."}
-        return render("customer_search.html", errors=said), 422
+        return _search(said), 422
     pseudonym = runtime().pseudonym(unit)
     with database() as session:
         found = shop.customer(session, pseudonym)
@@ -48,7 +68,7 @@ def search_customer() -> Reply:
             "unit": "Nothing is stored of this customer. Identifiers are compared letter by letter:"
             " enter it as your shop writes it, capitals and leading zeros included."
         }
-        return render("customer_search.html", errors=said), 404
+        return _search(said), 404
     return flask.redirect(flask.url_for("console.customer", unit=pseudonym.hex()))
 
 
