@@ -85,6 +85,7 @@ def charts(
         "posterior": _with(_posterior(arms, unit), posterior_rows(report, segment)),
         "regret": _with(_regret(unit), regret_rows(report.regret, report, zone)),
         "value": _with(_value(unit), value_rows(report)),
+        "elasticity": elasticity(elasticity_rows(report)),
     }
 
 
@@ -212,6 +213,20 @@ def value_rows(report: Report) -> Rows:
         }
         for name, gain in compared
         if gain.mean is not None and gain.low is not None and gain.high is not None
+    ]
+
+
+def elasticity_rows(report: Report) -> Rows:
+    """One row per segment: the elasticity that drawn depths show, where it is known."""
+    return [
+        {
+            "group": part.name,
+            "estimate": part.elasticity.estimate.mean,
+            "low": part.elasticity.estimate.low,
+            "high": part.elasticity.estimate.high,
+        }
+        for part in report.segments
+        if part.elasticity is not None and part.elasticity.estimate.mean is not None
     ]
 
 

@@ -44,6 +44,7 @@ from scipy import optimize, special, stats
 from bandits.customers import fixed_effects
 from bandits.customers.fixed_effects import Effects, Floats
 from bandits.customers.folds import by_cluster
+from bandits.evaluation import demand
 from bandits.posteriors.shared import Slope
 
 #: What is known of featuring: it was not told, it was told and held constant, or prices were drawn.
@@ -226,10 +227,9 @@ def randomised(
 ) -> Elasticity:  # fmt: skip
     """The elasticity in a campaign's log, by the propensities that its depths were drawn with.
 
-    Every arm's mean outcome is estimated by AIPW, and a curve exp(c + ε ln(1 - depth)) is laid
-    through the means of a group, each arm weighted as it was served: with constant propensities
-    that is Poisson regression. Arms in which nothing was sold are no obstacle. Rows in which an arm
-    had no chance are left out. Intervals are for one look at a log whose propensities are not tiny.
+    Every arm's mean outcome is estimated by AIPW, and a demand curve is laid through the means of a
+    group (:mod:`bandits.evaluation.demand`). Rows in which an arm had no chance are left out.
+    Intervals are for one look at a log whose propensities are not tiny.
 
     Args:
         arm: (R,) the arm served.
@@ -247,19 +247,18 @@ def randomised(
     y, p = np.asarray(outcome, np.float64), np.asarray(simplex, np.float64)
     if p.shape != (len(y), len(depth)) or len(arm) != len(y):
         raise ValueError("arm and outcome must be (R,), simplex (R, A), depth (A,)")
-    if np.ptp(depth) <= 1e-9 or np.max(depth) >= 1:
-        raise ValueError("depth: must be below 1, and not all equal")
     names, codes = _groups(group, len(y))
     kept = (p > 0).all(axis=1)
     y, p, arm, codes = y[kept], p[kept], np.asarray(arm)[kept], codes[kept]
     m = _arm_means(arm, y, p, codes) if prediction is None else np.array(prediction)[kept]
     rows, score = np.arange(len(y)), m.astype(np.float64)
     score[rows, arm] += (y - m[rows, arm]) / p[rows, arm]
-    x = np.stack([np.ones(len(depth)), np.log1p(-np.asarray(depth, np.float64))], axis=1)
     estimate, influence = np.zeros(len(names)), np.zeros((len(y), len(names)))
     for g in range(len(names)):
         mine = codes == g
-        estimate[g], influence[mine, g] = _curve(score[mine], p[mine].mean(axis=0), x)
+        found = demand.curve(score[mine].mean(axis=0), p[mine].mean(axis=0), np.asarray(depth))
+        estimate[g] = found.elasticity
+        influence[mine, g] = (score[mine] - found.mean) @ found.weight / mine.sum()
     who = None if cluster is None else np.asarray(cluster)[kept]
     covariance, clusters = fixed_effects.sandwich(np.eye(len(names)), influence, who)
     return Elasticity(names, estimate, covariance, len(y), clusters, "randomised", "randomised")
@@ -429,25 +428,6 @@ def _arm_means(arm: NDArray[np.integer], y: Floats, p: Floats, codes: NDArray[np
     sums = np.bincount(at, weight * y, shape[0] * shape[1])
     out: Floats = (sums / np.maximum(total, 1e-300)).reshape(shape)[codes]
     return out
-
-
-def _curve(score: Floats, served: Floats, x: Floats) -> tuple[float, Floats]:
-    """ε of one group's rows (R, A), and what each row adds to it."""
-    mean = score.mean(axis=0)
-    if not served @ mean > 0:
-        raise ValueError("outcome: a group sold nothing, which says nothing of an elasticity")
-    at = np.array([np.log(served @ mean), 0.0])
-    for _ in range(STEPS):
-        curve = np.exp(np.clip(x @ at, -30.0, 30.0))
-        bend = x.T @ ((served * curve)[:, None] * x)
-        step = np.linalg.solve(bend, x.T @ (served * (mean - curve)))
-        at = at + np.clip(step, -1.0, 1.0)
-        if np.abs(step).max() < 1e-10:
-            break
-    else:
-        raise ValueError("outcome: a group sold too little for an elasticity")
-    adds = (score - curve) * served @ x @ np.linalg.inv(bend)
-    return float(at[1]), adds[:, 1] / len(score)
 
 
 def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:

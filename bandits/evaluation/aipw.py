@@ -214,6 +214,23 @@ def shortfall(known: Scores, *, alpha: float = 0.05, target_rows: int = 10_000) 
     return Estimate(found, mean - half, mean + half, eligible.sum(axis=0), count, effective, alpha)
 
 
+def spread(known: Scores, weight: Floats) -> float:
+    """Standard deviation of a row's ``score @ weight`` (A,), no less than propensities imply.
+
+    Infinite while an arm of weight other than 0 was chosen in fewer than :data:`MINIMUM_CHOSEN`
+    rows.
+    """
+    rows, arms = known.score.shape
+    count = np.bincount(known.arm, minlength=arms)
+    if rows == 0 or (count[weight != 0] < MINIMUM_CHOSEN).any():
+        return math.inf
+    square = known.residual**2
+    total = np.bincount(known.arm, square, minlength=arms)
+    variance = (total + SHRINKAGE * square.mean()) / (count + SHRINKAGE)
+    implied = weight**2 @ (variance * known.inverse.mean(axis=0))
+    return float(np.sqrt(max((known.score @ weight).var(), implied)))
+
+
 def contrast(
     known: Scores, *, arm: int, against: int, alpha: float = 0.05, target_rows: int = 10_000
 ) -> Contrast:

@@ -14,7 +14,7 @@ from service import queries
 from service.definition import CampaignDefinition, money
 from service.errors import UnknownCampaign
 from service.models import Campaign, Snapshot
-from service.reports import estimates, fields, log, verdicts
+from service.reports import demand, estimates, fields, log, verdicts
 from service.reports.estimates import ALPHA, Belief, Slice
 from service.reports.fields import UNKNOWN, Estimate
 from service.reports.log import HOLDOUT, OTHER, POLICY, STICKY, Bools, Floats, Ints, Log
@@ -326,6 +326,7 @@ def _segment(
         verdict=_verdict(material, cut),
         arms=_arms(material, cut),
         densities=densities,
+        elasticity=demand.elasticity(definition, material.assigned, place),
     )
 
 

@@ -161,6 +161,25 @@ class Densities:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Elasticity:
+    """How the share of customers who buy moves with the price, by depths that were drawn."""
+
+    estimate: Annotated[
+        Estimate,
+        Field(
+            description="Price elasticity of the share of customers who buy: by how many per cent"
+            " it rises where a typical basket costs 1 % more (below 0, as a rule). From randomised"
+            " decisions and their logged probabilities (AIPW), with a 95 % interval that holds"
+            " whenever it is read."
+        ),
+    ]
+    decisions: Annotated[
+        int, Field(description="Decisions in which every depth had a chance: what it rests on.")
+    ]
+    sentence: Annotated[str, Field(description="The same in plain words.")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentReport:
     """One segment: its verdict, its arms and their posteriors."""
 
@@ -172,6 +191,9 @@ class SegmentReport:
     arms: Annotated[tuple[ArmRow, ...], Field(description="The arms within this segment.")]
     densities: Annotated[
         Densities | None, Field(description="Posterior densities, once something was learnt.")
+    ]
+    elasticity: Annotated[
+        Elasticity | None, Field(description="None where offers differ in no price.")
     ]
 
 

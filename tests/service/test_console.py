@@ -610,11 +610,12 @@ def shop(config: Config, engine: Engine) -> Iterator[Loop]:
 def test_live_page_log_and_explanation(shop: Loop, app: Flask, engine: Engine) -> None:
     browser = Browser(app).log_in("admin")
     page = browser.get("/campaigns/spring").text
-    assert page.count('class="card chart-card"') == 4
+    assert page.count('class="card chart-card"') == 5
+    assert "Cannot tell yet what a lower price does" in page
     assert "the customers of two offers differ" not in page
     data = browser.get("/campaigns/spring/live.json", headers={"Accept": "application/json"}).json
     assert data is not None
-    assert set(data["charts"]) == {"traffic", "posterior", "regret", "value"}
+    assert set(data["charts"]) == {"traffic", "posterior", "regret", "value", "elasticity"}
     assert all(spec["data"]["name"] == "rows" for spec in data["charts"].values())
     assert data["charts"]["traffic"]["data"]["values"]
     assert set(data["themes"]) == {"light", "dark"}

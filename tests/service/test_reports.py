@@ -317,7 +317,9 @@ def test_gifts_of_one_cost_have_no_depth_to_be_smooth_in(session: Session) -> No
     ]
     shop = Shop(session, definition(arms=gifts, default_arm="mug"), WINNER)
     shop.serve(3, 300)
-    regret = shop.report().regret
+    report = shop.report()
+    regret = report.regret
+    assert [segment.elasticity for segment in report.segments] == [None, None]
     assert regret.bands[0].prior == "arms resemble each other"
     assert regret.bands[0].low[-1] <= shop.regret <= regret.bands[0].high[-1]
 
@@ -326,10 +328,35 @@ def test_every_field_has_a_help_text() -> None:
     from service.reports import fields
 
     parts = [fields.Estimate, fields.Header, fields.Verdict, fields.ArmRow, fields.Densities]
-    parts += [fields.SegmentReport, fields.Traffic, fields.RegretBand, fields.Regret]
+    parts += [
+        fields.Elasticity,
+        fields.SegmentReport,
+        fields.Traffic,
+        fields.RegretBand,
+        fields.Regret,
+    ]
     parts += [fields.Value, fields.Health, fields.Budget]
     for part in parts:
         assert all(help_texts(part).values()), part
+
+
+def test_the_elasticity_is_what_drawn_depths_show_in_each_segment(session: Session) -> None:
+    price = 1 - np.array([0.0, 0.1, 0.2])
+    truth = np.array([-4.0, 0.0])
+    chance = 0.2 * price ** truth[:, None]
+    shop = Shop(session, definition(policy={"name": "fixed_split"}, holdout=0), chance)
+    empty = shop.report().segments[0].elasticity
+    assert empty is not None
+    assert empty.sentence.startswith("Cannot tell yet what a lower price does")
+    shop.serve(1, 3000)
+    steep, flat = (segment.elasticity for segment in shop.report().segments)
+    assert steep is not None
+    assert flat is not None
+    assert covers(steep.estimate, -4.0)
+    assert covers(flat.estimate, 0.0)
+    assert steep.decisions + flat.decisions == 3000
+    assert steep.sentence.startswith("At a price 10 % lower, ")
+    assert flat.sentence.startswith("Cannot tell yet whether")
 
 
 WINNER = np.array([[0.05, 0.25, 0.10], [0.05, 0.20, 0.12]])
