@@ -20,7 +20,7 @@ KINDS = {
     "boolean": "Yes or no",
 }
 LABELS = {
-    "key": "customer attribute",
+    "key": "attribute",
     "kind": "kind",
     "name": "name",
     "centre": "typical value",
@@ -47,7 +47,7 @@ def rows(reader: Reader) -> range:
 def _one(reader: Reader, at: str, row: int) -> dict[str, Any]:
     key = reader.text(f"{at}key")
     if not key:
-        reader.errors[f"{at}key"] = "Name the customer attribute, for example visits."
+        reader.errors[f"{at}key"] = "Name the attribute, for example visits."
     kind = reader.text(f"{at}kind", "number")
     name = reader.text(f"{at}name") or called(key)[:120] or f"Feature {row + 1}"
     feature = {"kind": kind, "key": key, "name": name}

@@ -366,15 +366,15 @@ def _features(plan: CampaignDefinition) -> tuple[str, ...]:
     if not told:
         return ()
     if plan.contextual:
-        use = "Within a segment, offers are chosen by these facts about each customer:"
+        use = "Within a segment, offers are chosen by these facts:"
     elif plan.policy.name == AUTO:
         use = (
-            "These facts about each customer are written down with every decision; offers are"
+            "These facts are written down with every decision; offers are"
             " chosen by them once a way “by features” has taken over:"
         )
     else:
         use = (
-            "These facts about each customer are written down with every decision, but this way of"
+            "These facts are written down with every decision, but this way of"
             " sharing customers out does not look at them:"
         )
     return (use, *told)

@@ -1,8 +1,9 @@
 """How long a durable decision takes, beside an empty Flask view under the same server.
 
-Decisions are asked of three campaigns: one without features, one that declares eight and logs them,
-and one that chooses by them. All kinds are asked by the same clients over keep-alive connections,
-in turns, in one run; the clients share the machine with the servers, so quote the ratios.
+Decisions are asked of four campaigns: one without features, one that declares eight and logs them,
+one that chooses by them, and one whose arms have rules on the product that every request names. All
+kinds are asked by the same clients over keep-alive connections, in turns, in one run; the clients
+share the machine with the servers, so quote the ratios.
 `make bench-serving` runs it::
 
     python -m tests.bench.serving --seconds 5 --rounds 5 --connections 16
@@ -25,16 +26,20 @@ from typing import Any, NamedTuple
 
 import flask
 from flask import Flask
+from sqlalchemy import func, update
 
 from service import campaigns, db, keys
 from service.cli import WEB_THREADS
 from service.config import Config
+from service.imports import load
+from service.models import Product
 from service.supervisor import Barter
-from tests.loop import definition
+from tests.loop import DEFINITION, definition
 
 Request = tuple[str, str, dict[str, str]]
 
 FEATURES = 8
+PRODUCTS = 10_000
 PLAIN, EMPTY = "durable decision", "empty view"
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     PLAIN: {"key": "plain"},
@@ -42,6 +47,11 @@ CAMPAIGNS: dict[str, dict[str, Any]] = {
     f"... linear_thompson over {FEATURES} features": {
         "key": "contextual", "features": FEATURES, "policy": {"name": "linear_thompson"},
     },
+    "... with rules on the product it names": {"key": "product", "arms": [
+        DEFINITION["arms"][0],
+        *(arm | {"only_if": [{"attribute": "product_stock_cover_days", "op": ">", "value": 60}]}
+          for arm in DEFINITION["arms"][1:]),
+    ]},
 }  # fmt: skip
 
 
@@ -125,6 +135,10 @@ def row(name: str, samples: Sequence[Sample]) -> str:
 def launch(url: str) -> str:
     """Launch the campaigns; return an API key that may ask them."""
     engine = db.engine(url)
+    load.products(engine, [load.ProductRow(f"p{n}", None, "Tea", None, 499, None, 9)
+                           for n in range(PRODUCTS)])  # fmt: skip
+    with db.transaction(engine) as session:
+        session.execute(update(Product).values(pace=0.1, pace_at=func.now()))
     with db.transaction(engine) as session:
         for changes in CAMPAIGNS.values():
             features = [
@@ -146,7 +160,14 @@ def requests(key: str) -> dict[str, Request]:
     return {
         name: (
             "/v1/decisions",
-            json.dumps({"campaign": changes["key"], "unit": "ana", "attributes": attributes}),
+            json.dumps(
+                {
+                    "campaign": changes["key"],
+                    "unit": "ana",
+                    "product": "p77",
+                    "attributes": attributes,
+                }
+            ),
             headers,
         )
         for name, changes in CAMPAIGNS.items()

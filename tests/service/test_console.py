@@ -337,7 +337,7 @@ def test_words_of_a_category_survive_the_form(values: list[str]) -> None:
 @pytest.mark.parametrize(
     ("rows", "changes", "field", "remedy"),
     [
-        ([VISITS | {"key": ""}], {}, "features-0-key", "Name the customer attribute"),
+        ([VISITS | {"key": ""}], {}, "features-0-key", "Name the attribute"),
         ([VISITS, MEMBER | {"key": "visits"}], {}, "features-1-key", "rename one of the two"),
         ([VISITS, MEMBER | {"name": "Visits"}], {}, "features-1-name", "rename one of the two"),
         ([VISITS | {"key": "k" * 201}], {}, "features-0-key", "at most 200"),

@@ -1,15 +1,19 @@
 """Campaign definitions: what an offer costs, and errors that name the field and the remedy."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import service
 from bandits import simplex
 from bandits.posteriors import shared
 from bandits.types import Contexts
 from service.definition import Offer
+from service.views.console_campaigns import KNOWN_ATTRIBUTES
 from tests.loop import DEFINITION, definition
 
 OFFER: TypeAdapter[Any] = TypeAdapter(Offer)
@@ -201,3 +205,12 @@ def test_any_depth_is_a_ladder_of_arms() -> None:
     everyone = Contexts(np.zeros(1, np.int32), np.zeros((1, 0), np.int64))
     p = policy.probabilities(policy.believe(policy.init()), everyone, np.ones((1, 31), bool))
     assert p.sum() == pytest.approx(1.0)
+
+
+def test_every_attribute_that_can_be_known_is_documented() -> None:
+    readme = Path(service.__file__).with_name("README.md").read_text(encoding="utf-8")
+    _, _, section = readme.partition("## Attributes that a decision can know")
+    rows = [row.split("|")[1] for row in section.partition("\n## ")[0].splitlines() if "|" in row]
+    told = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    known = {name for name, _ in KNOWN_ATTRIBUTES}
+    assert told == known - {f"taste_{place}" for place in range(2, 8)}
