@@ -17,8 +17,8 @@ from bandits.recommender.interactions import Interactions, Rows, by_user
 
 Doubles = NDArray[np.float64]
 
-#: Customers scored at once.
-AT_ONCE = 1000
+#: Customers scored at once, and scores held at once.
+AT_ONCE, SCORES = 1000, 8_000_000
 
 
 class Interval(NamedTuple):
@@ -84,13 +84,7 @@ def ranking(
     who = np.arange(past.users) if users is None else np.asarray(users)
     known, wanted = by_user(past), by_user(future)
     who = who[wanted.degree[who] > 0]
-    lists = np.concatenate(
-        [
-            recommended(model, who[first : first + AT_ONCE], known, count)
-            for first in range(0, len(who), AT_ONCE)
-        ]
-        or [np.zeros((0, count), np.intp)]
-    )
+    lists = recommended(model, who, known, count)
     recall, ndcg = accuracy(lists, wanted, who)
     return Ranking(who, recall, ndcg, coverage(lists, past.items), diversity(lists, model.items))
 
@@ -99,6 +93,15 @@ def recommended(
     model: Factors, users: NDArray[np.intp], known: Rows, count: int
 ) -> NDArray[np.intp]:
     """(V, count) the lists of some customers, without what is ``known`` of them."""
+    some = min(AT_ONCE, max(SCORES // max(len(model.items), 1), 1))
+    blocks = [
+        _block(model, users[first : first + some], known, count)
+        for first in range(0, len(users), some)
+    ]
+    return np.concatenate(blocks or [np.zeros((0, count), np.intp)])
+
+
+def _block(model: Factors, users: NDArray[np.intp], known: Rows, count: int) -> NDArray[np.intp]:
     table = scores(model, model.users[users])
     degree = known.degree[users]
     row = np.repeat(np.arange(len(users)), degree)
