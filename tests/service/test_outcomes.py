@@ -69,3 +69,11 @@ def test_a_purchase_after_the_offer_has_no_discount() -> None:
     event = Event("purchased", 10_000, None, late)
     told = credit(offering(AMOUNT), segment=1, arm=1, decided_at=NOW, events=[event])
     assert told == Credit(1, 10_000, 0, 4_000, 0)
+
+
+def test_a_long_window_counts_what_a_customer_brings_later() -> None:
+    days = (0, 40, 399, 401)
+    events = [Event("purchased", 10_000, None, NOW + dt.timedelta(days=day)) for day in days]
+    long = offering(AMOUNT).model_copy(update={"attribution_seconds": 400 * 86_400})
+    told = credit(long, segment=1, arm=1, decided_at=NOW, events=events)
+    assert told == Credit(1, 30_000, 500, 11_500, 1), "one discount, three margins, one too late"
