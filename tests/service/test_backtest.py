@@ -8,9 +8,10 @@ import pytest
 from flask import Flask
 from sqlalchemy import Engine
 
+from bandits import recommender
 from service.config import Config
 from service.traits import backtest, publish, taste
-from service.traits.fit import fit
+from service.traits.fit import Fitted
 from service.traits.history import Deeds, Receipts, Shop
 from service.traits.taste import Published
 from tests.service.test_console import Browser
@@ -19,6 +20,12 @@ from tests.web import serving
 
 NONE = np.zeros(0, np.int64)
 BY_FASHION = 80
+
+
+@pytest.fixture(autouse=True)
+def _short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backtest, "DRAWS", 2)
+    monkeypatch.setattr(backtest, "ITERATIONS", 2)
 
 
 def of_two_kinds(customers: int) -> Shop:
@@ -53,6 +60,13 @@ def shop(
 def before(found: Shop, day: int) -> Shop:
     kept = found.receipts.day < day
     return found._replace(receipts=Receipts._make(column[kept] for column in found.receipts))
+
+
+def fitted(found: Shop, summary: dict[str, Any], traits: dict[str, Any], **models: Any) -> Fitted:
+    """Return what a test fitted by itself, to be published."""
+    pace, lists = np.full(len(found.products), np.nan), np.zeros((len(found.units), 0), np.int64)
+    bare = Fitted(traits, pace, None, None, NONE, lists, summary)
+    return bare._replace(**models)
 
 
 def judged(found: Shop, published: Published | None, last: dict[str, Any]) -> dict[str, Any]:
@@ -94,16 +108,19 @@ def test_best_sellers_are_served_where_they_foresee_as_much(
     app: Flask, engine: Engine, config: Config
 ) -> None:
     found = of_one_fashion()
-    fitted = fit(found, judge=True)
-    told = fitted.summary["recommender"]
+    told = judged(found, None, {})
     assert told["judged"]["taste"]["recall"] <= told["judged"]["popularity"]["recall"]
     assert told["served"] == "popularity"
-    publish.publish(engine, found, fitted)
+    pairs, summary = taste.events(found), {"failed": {}, "recommender": told}
+    model = taste.fit(found, pairs, None, summary, options=told["options"])
+    model = model._replace(factors=taste.without_users(model.factors))
+    popular = taste.without_users(recommender.fit("popularity", pairs))
+    made = fitted(found, summary, {}, taste=model, best_sellers=popular)
+    publish.publish(engine, found, made)
     with serving(config, engine) as web:
         reply = web.call("GET", "/v1/recommendations?unit=anybody&count=5", scope="decide")
     sold = np.zeros(len(found.products))
-    pairs = np.unique(np.stack([found.receipts.unit, found.receipts.product]), axis=1)
-    np.add.at(sold, pairs[1], 1)
+    np.add.at(sold, pairs.item, 1)
     best = found.products[np.argsort(-sold, kind="stable")[:5]].tolist()
     answer = reply.get_json()
     assert answer["ranked_by"] == "popularity"

@@ -1,14 +1,15 @@
 """Chances to buy within thirty days: what they go by, that they come true, who is told."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from flask import Flask
 from sqlalchemy import Engine
 
 from service.traits import chance, publish
-from service.traits.fit import fit
 from service.traits.history import Receipts, Shop
-from tests.service.test_backtest import shop
+from tests.service.test_backtest import fitted, shop
 from tests.service.test_console import Browser
 
 DAYS, CUSTOMERS = 200, 400
@@ -26,17 +27,17 @@ def of_two_paces() -> Shop:
 
 def test_chances_come_true_and_are_told(app: Flask, engine: Engine) -> None:
     found = of_two_paces()
-    fitted = fit(found)
-    told = fitted.summary["purchase_chance"]
+    summary: dict[str, Any] = {"failed": {}}
+    chances = chance.fit(found, summary)
+    told = summary["purchase_chance"]
     assert told["log_loss"] < 0.7 * told["base_loss"]
     assert told["auc"] > 0.85
     assert told["calibration_error"] < 0.1
-    chances = fitted.traits["purchase_chance"]
     assert np.nanmedian(chances[::2]) > 0.9
     # Whoever buys every 90 days buys within 30 with 1 - (89 / 90) ** 30 = 28 %.
     assert 0.18 < np.nanmedian(chances[1::2]) < 0.4
 
-    publish.publish(engine, found, fitted)
+    publish.publish(engine, found, fitted(found, summary, {"purchase_chance": chances}))
     browser = Browser(app).log_in("analyst")
     page = browser.get("/customers").text
     assert f"off by {100 * told['calibration_error']:.1f} points" in page
