@@ -247,8 +247,13 @@ def _with_products(runtime: Runtime, draft: Draft) -> Draft:
     if not isinstance(offer, RecommendedOffer):
         return draft
     kept = runtime.spool.recommended(draft.unit)
-    listed = recommended.recalled(kept, draft.decided_at) if kept else []
-    found = recommended.tiered(offer, listed or runtime.catalogue.popular, draft.request.products)
+    listed: Sequence[str] = recommended.recalled(kept, draft.decided_at) if kept else []
+
+    def sold_out(ids: Sequence[str]) -> set[str]:
+        return {id for id, known in runtime.spool.products(ids) if products.sold_out(known)}
+
+    listed = listed or runtime.catalogue.popular
+    found = recommended.tiered(offer, listed, draft.request.products, sold_out)
     return replace(draft, products=found, why=draft.why | {"products": found})
 
 

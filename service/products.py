@@ -41,6 +41,11 @@ def known(
     return orjson.dumps([stock, price_minor, category, pace, at, competitors or []])
 
 
+def sold_out(kept: bytes) -> bool:
+    """Tell whether a product is out of stock, from what `known` kept; not where that is unknown."""
+    return bool(orjson.loads(kept)[0] == 0)
+
+
 def recalled(kept: bytes, now: dt.datetime) -> dict[str, object]:
     """Return the attributes of a product from what `known` kept, without those unknown now."""
     stock, price_minor, category, pace, at, competitors = orjson.loads(kept)

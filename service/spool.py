@@ -30,6 +30,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import orjson
+
 DECISION: Final = 0
 OUTCOME: Final = 1
 BUSY_SECONDS = 10.0
@@ -187,6 +189,13 @@ class Spool:
         """Return what is known of a product (JSON), if it is known."""
         row = self._row("SELECT attributes FROM products WHERE id = ?", id)
         return None if row is None else bytes(row[0])
+
+    def products(self, ids: Sequence[str]) -> list[tuple[str, bytes]]:
+        """Return what is known of those products that are known: (identifier, JSON)."""
+        return self._rows(
+            "SELECT id, attributes FROM products WHERE id IN (SELECT value FROM json_each(?))",
+            orjson.dumps(ids).decode(),
+        )
 
     def committed(self, campaign: int) -> int:
         """Return how much of a campaign's budget is spent or promised, in minor units."""

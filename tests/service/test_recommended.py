@@ -1,19 +1,19 @@
 """Offers on recommended products: which products, for whom, and that others pay nothing for it."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
 
-from service import recommended
+from service import db, recommended
 from service.client import Client, OfferedProduct, WsgiTransport
 from service.config import Config
 from service.decide import decide
 from service.definition import RecommendedOffer
 from service.messages import DecisionReply, DecisionRequest
-from service.models import Decision
+from service.models import Decision, Product
 from service.spool import Spool
 from service.verify import verify
 from tests.loop import DEFINITION
@@ -30,7 +30,7 @@ NOW = dt.datetime.now(dt.UTC)
 
 
 @pytest.mark.parametrize(
-    ("listed", "named", "told"),
+    ("listed", "named", "told"),  # capitals are sold out
     [
         ("abcd", None, {"a": 20, "b": 10, "c": 10}),
         ("ab", None, {"a": 20, "b": 10}),
@@ -38,12 +38,22 @@ NOW = dt.datetime.now(dt.UTC)
         ("abcd", "xdyab", {"a": 20, "b": 10, "d": 10}),
         ("abcd", "xdyx", {"d": 20, "x": 10, "y": 10}),
         ("abcd", "", {}),
+        ("AbcD", None, {"b": 20, "c": 10}),
+        ("ABCDEFGHIJab", None, {"a": 20, "b": 10}),
+        ("aBcd", "XxyBa", {"a": 20, "x": 10, "y": 10}),
     ],
 )
 def test_tiers_take_what_there_is_the_customers_own_first(
     listed: str, named: str | None, told: dict[str, int]
 ) -> None:
-    found = recommended.tiered(RecommendedOffer.model_validate(OFFER), listed, named)
+    asked: list[str] = []
+
+    def sold_out(some: Sequence[str]) -> set[str]:
+        asked.extend(some)
+        return {one for one in some if one.isupper()}
+
+    found = recommended.tiered(RecommendedOffer.model_validate(OFFER), listed, named, sold_out)
+    assert len(asked) == len(set(asked))
     assert {one.product_id: one.percent for one in found} == told
     assert [one.product_id for one in found] == list(told)
 
@@ -77,6 +87,16 @@ def test_known_and_unknown_customers_get_products_by_the_newest_lists(web: Web) 
     )
     assert named(late) == ["q1", "q2", "q3"], "what was computed long ago counts as unknown"
     assert named(web.loop.decide("ana", products=("x", "p3"))[0]) == ["p3", "x"]
+
+
+def test_what_sells_out_is_left_out_as_soon_as_the_catalogue_says_so(web: Web) -> None:
+    stock = {"p1": 4, "p2": 0, "q1": None, "q2": 0}
+    with db.transaction(web.engine) as session:
+        session.add_all(Product(id=key, stock=left) for key, left in stock.items())
+    web.loop.carry()
+    assert named(web.loop.decide("ana")[0]) == ["p1", "p3", "p4"]
+    assert named(web.loop.decide("bea")[0]) == ["q1", "q3"]
+    assert named(web.loop.decide("bea", products=("p2", "p1"))[0]) == ["p1"]
 
 
 def test_a_repeat_names_the_same_products_and_the_log_has_them(web: Web) -> None:
