@@ -27,6 +27,7 @@ from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
 
 BATCH = 2_000
 PIECE_ROWS = 1_000
+ATTRIBUTE_SECONDS = 0.3
 IDLE_SECONDS = 0.02
 REFRESH_SECONDS = 1.0
 KEEP_SECONDS = 86_400.0
@@ -52,20 +53,34 @@ class _Followed:
         self._changed, self._rows = changed, rows
         self._since: dt.datetime | None = None
         self._seen: tuple[int, dt.datetime] | None = None
+        self._reached: dt.datetime | None = None
 
-    def news(self, connection: Connection) -> Iterator[Sequence[Row[Any]]]:
+    @property
+    def behind(self) -> bool:
+        """Whether the last look had to stop before its end."""
+        return self._reached is not None
+
+    def news(self, connection: Connection, *, until: float) -> Iterator[Sequence[Row[Any]]]:
         """Yield rows that are news; the last minute is read again, for overlapping writers.
 
-        In small pieces, to be kept one by one: decisions want the local log meanwhile.
+        In small pieces, to be kept one by one: decisions want the local log meanwhile. After
+        ``until`` (`time.monotonic`) it stops, and goes on there when it is asked again.
         """
         since = self._since
         number, newest, now = connection.execute(queries.news(self._changed, since)).one()
         if newest is None:
             return
         if (number, newest) != self._seen:
-            query = self._rows(since).execution_options(yield_per=PIECE_ROWS)
-            yield from connection.execute(query).partitions()
-            self._seen = number, newest
+            begun = self._reached or since
+            query = self._rows(begun).execution_options(yield_per=PIECE_ROWS)
+            with connection.execute(query) as found:
+                for rows in found.partitions():
+                    yield rows
+                    # Rows of one moment stay together: a stop among them would never end.
+                    if time.monotonic() > until and rows[-1].updated_at != begun:
+                        self._reached = rows[-1].updated_at
+                        return
+            self._seen, self._reached = (number, newest), None
         overlap = OVERLAP if now - newest < OVERLAP else dt.timedelta(0)
         self._since = newest - overlap
 
@@ -110,7 +125,7 @@ class Carrier:
             before = time.time() - KEEP_SECONDS
             if self._spool.prune(self._shipped or 0, before=before) < PRUNE_ROWS:
                 self._pruned_at = now
-        return carried > 0
+        return carried > 0 or self.changed.is_set()
 
     def ship(self) -> int:
         """Carry the next entries up, exactly once; return how many."""
@@ -194,7 +209,6 @@ class Carrier:
             released: dict[int, int] = {
                 row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
             }
-            self._keep_attributes(connection)
             popular = connection.scalar(queries.popular_products())
         catalogue = orjson.dumps({"campaigns": campaigns, "keys": keys})
         values = {"catalogue": catalogue, **snapshots}
@@ -207,6 +221,8 @@ class Carrier:
         if released != self._released:
             self._spool.release(released)
             self._released = released
+        with self._engine.connect() as connection:
+            self._keep_attributes(connection)
 
     def _states(
         self, connection: Connection, newest: dict[int, tuple[int, int | None]]
@@ -234,8 +250,9 @@ class Carrier:
         return states
 
     def _keep_attributes(self, connection: Connection) -> None:
-        """Keep what is news of units and products."""
-        for rows in self._customers.news(connection):
+        """Keep what is news of units and products, for so long that snapshots need not wait."""
+        until = time.monotonic() + ATTRIBUTE_SECONDS
+        for rows in self._customers.news(connection, until=until):
             self._spool.store_customers(
                 [
                     (bytes(row.unit), known(row.attributes, row.traits, row.traits_at))
@@ -249,7 +266,7 @@ class Carrier:
                     if row.traits_at is not None
                 ]
             )
-        for rows in self._products.news(connection):
+        for rows in self._products.news(connection, until=until):
             self._spool.store_products(
                 [
                     (row.id, products.known(row.stock, row.price_minor, row.category, row.pace,
@@ -257,6 +274,8 @@ class Carrier:
                     for row in rows
                 ]
             )  # fmt: skip
+        if self._customers.behind or self._products.behind:
+            self.changed.set()
 
     def _beat(self, *, database: bool) -> None:
         """Leave word for the health page of how things stand."""

@@ -19,6 +19,10 @@ DECISIONS: Example = {
             "attributes": {"visits": 14, "channel": "app", "member": True},
         },
     },
+    "product": {
+        "summary": "One unit, about a product whose stock rules may read",
+        "value": {"campaign": "spring-sale", "unit": "customer-8231", "product": "tea-250g"},
+    },
     "list": {
         "summary": "Several units at once",
         "value": {

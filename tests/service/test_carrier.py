@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event, func, select
 from service import customers, db
 from service.carrier import Carrier
 from service.config import Config
+from service.imports import load
 from service.models import Decision
 from service.spool import Spool
 from tests.loop import Loop, running
@@ -64,6 +65,7 @@ def test_stored_attributes_come_down_in_small_pieces(
 
     monkeypatch.setattr(Spool, "store_customers", counted)
     monkeypatch.setattr("service.carrier.PIECE_ROWS", 100)
+    monkeypatch.setattr("service.carrier.ATTRIBUTE_SECONDS", 60.0)
     units = [loop.runtime.pseudonym(str(number)) for number in range(1050)]
     with db.transaction(loop.engine) as session:
         customers.upsert(session, [(unit, {"age": 30}) for unit in units], actor="test")
@@ -78,6 +80,25 @@ def test_stored_attributes_come_down_in_small_pieces(
         customers.upsert(session, [(units[7], {"age": 31})], actor="test")
     loop.carry()
     assert loop.runtime.spool.attributes(units[7]) == b'[{"age":31},{},null]'
+
+
+def test_a_long_list_of_attributes_does_not_hold_up_snapshots(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refit touches most of the catalogue, and learning goes on."""
+    monkeypatch.setattr("service.carrier.PIECE_ROWS", 100)
+    monkeypatch.setattr("service.carrier.ATTRIBUTE_SECONDS", 0.0)
+    loop.launch()
+    load.products(loop.engine, [load.ProductRow(f"p{n}", None, None, None, n) for n in range(950)])
+    kept = []
+    for _ in range(12):
+        loop.carrier.refresh()
+        kept.append(sum(loop.runtime.spool.product(f"p{n}") is not None for n in range(950)))
+    assert kept[0] == 100
+    assert kept == sorted(kept)
+    assert kept[-1] == 950
+    loop.carry()
+    assert not loop.carrier.step(), "it comes to an end"
 
 
 def test_states_that_are_here_already_are_not_fetched_again(loop: Loop) -> None:
