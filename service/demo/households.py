@@ -31,13 +31,15 @@ from service.demo.panel import LAST_WEEK, Panel
 from service.demo.segments import CUT_WEEK, Households, households, segment_of
 from service.traits import fit, history
 from service.traits.history import Deeds, Receipts, Shop
+from service.traits.response import by_kind, standard
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 DEPTH = np.array([percent for _, percent in world.ARMS]) / 100
 POINTS = 50
-AMOUNTS = ("recency_days", "orders", "spend_minor", "basket_minor", "value_minor")
+GROUPS = 5
+ALL = "all four"
 
 
 class Known(NamedTuple):
@@ -60,7 +62,8 @@ class Category(NamedTuple):
         visits: (V,) who comes, by place among the H, in order.
         day: (V,) on which day.
         later: the response in weeks 21-40, of all N households: the truth is made of it.
-        earlier: the response in weeks 1-20, of all N households: a trait.
+        earlier: the response in weeks 1-20, of all N households, from their purchases alone.
+        foretold: the same, drawn to what all other traits foretell.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Category(NamedTuple):
     day: Ints
     later: Response
     earlier: Response
+    foretold: Response
 
 
 def known(panel: Panel) -> Known:
@@ -89,6 +93,7 @@ def category(panel: Panel, before: Known, name: str) -> Category:
     usual: NDArray[np.bool_] = np.asarray(bought[:, :, :CUT_WEEK].any(axis=2))
     early, late = np.split(np.arange(LAST_WEEK), [CUT_WEEK])
     earlier, _ = _response(bought, present, usual, depth, early)
+    foretold, _ = _response(bought, present, usual, depth, early, told=numbers(before)[ALL])
     later, who = _response(bought, present, usual, depth, late)
     chosen = np.unique(who)
     base = np.quantile(later.base, (np.arange(POINTS) + 0.5) / POINTS)
@@ -102,6 +107,7 @@ def category(panel: Panel, before: Known, name: str) -> Category:
         day=day,
         later=later,
         earlier=earlier,
+        foretold=foretold,
     )
 
 
@@ -112,50 +118,44 @@ def profit_minor(campaign: Category) -> Floats:
     return out
 
 
-def contexts(before: Known, campaign: Category) -> dict[str, Ints]:
-    """Return each household's quantised features (H, D), by what they are made of.
+def numbers(before: Known) -> dict[str, Floats]:
+    """Return what weeks 1-20 say of all households (N, D), by what it is made of.
 
     Numbers are standardised over all households known at the end of week 20.
     """
-    traits, everyone = before.traits, len(before.segment)
-    persona = np.array([str(name) for name in traits["persona"].tolist()])
-    groups = np.unique(persona)[1:]
-    own = campaign.earlier
-    sets = {
-        "none": np.zeros((everyone, 0)),
-        "lifetime value": np.stack(
-            [*(_standard(np.log1p(traits[name])) for name in AMOUNTS if name in traits)]
-            + [_standard(traits[name]) for name in ("discount_share", "alive") if name in traits],
-            axis=1,
-        ),
-        "persona": (persona[:, None] == groups).astype(np.float64),
-        "elasticity": _standard(traits["elasticity"])[:, None],
-        "taste": np.stack(
-            [_standard(traits[name]) for name in traits if name.startswith("taste")], axis=1
-        ),
-    }
-    sets["all four"] = np.hstack(list(sets.values()))
-    sets["own response"] = np.stack([_standard(own.level), _standard(own.tilt)], axis=1)
-    sets["all and own response"] = np.hstack([sets["all four"], sets["own response"]])
+    sets = {"none": np.zeros((len(before.segment), 0))} | by_kind(before.traits)
+    return sets | {ALL: np.hstack(list(sets.values()))}
+
+
+def contexts(before: Known, campaign: Category) -> dict[str, Ints]:
+    """Return each household's quantised features (H, D), by what they are made of."""
+    sets, own = numbers(before), campaign.earlier
+    sets["own response"] = np.stack([standard(own.level), standard(own.tilt)], axis=1)
+    sets["all and own response"] = np.hstack([sets[ALL], sets["own response"]])
     return {name: features.quantise(values[campaign.row]) for name, values in sets.items()}
 
 
 def groupings(before: Known, campaign: Category) -> dict[str, Ints]:
     """Return each household's group (H,), by what the groups are made of: traits as segments.
 
-    ``none`` are the demo's segments; ``own response`` thirds of the level by thirds of the slope.
+    ``none`` are the demo's five segments and ``by chance`` five at random. The last three are
+    fifths of the slope: as the four traits foretell it, as the household's own purchases in the
+    category say, and as both together do.
     """
     persona = np.unique(before.traits["persona"].astype(str), return_inverse=True)[1]
-    level, tilt = (_third(values[campaign.row]) for values in campaign.earlier[1:3])
+    row = campaign.row
     return {
-        "none": before.segment[campaign.row],
-        "persona": persona[campaign.row],
-        "own response": level * 3 + tilt,
+        "none": before.segment[row],
+        "by chance": np.random.default_rng(0).integers(0, GROUPS, len(row)),
+        "persona": persona[row],
+        "all four": _fifth(campaign.foretold.foretold[1, row]),
+        "own response": _fifth(campaign.earlier.tilt[row]),
+        "all and own response": _fifth(campaign.foretold.tilt[row]),
     }
 
 
-def _third(values: Floats) -> Ints:
-    cuts = np.quantile(values, [1 / 3, 2 / 3])
+def _fifth(values: Floats) -> Ints:
+    cuts = np.quantile(values, np.arange(1, GROUPS) / GROUPS)
     return np.searchsorted(cuts, values).astype(np.int64)
 
 
@@ -179,22 +179,13 @@ def _coded_categories(panel: Panel) -> tuple[Ints, list[str], Ints]:
     return np.where(item >= 0, code[item], -1), names.tolist(), items
 
 
-def _standard(values: NDArray[Any]) -> Floats:
-    """Return values with mean 0 and variance 1; unknown ones are in the middle."""
-    found = values.astype(np.float64)
-    inside = np.isfinite(found)
-    middle, width = found[inside].mean(), found[inside].std()
-    out: Floats = np.where(inside, (found - middle) / (width if width > 1e-9 else 1.0), 0.0)
-    return out
-
-
 def _shop(panel: Panel) -> Shop:
     """Return weeks 1-20 as the history that traits are computed from."""
     early = panel.column("week") <= CUT_WEEK
     units, unit = np.unique(panel.column("household")[early], return_inverse=True)
     products, product = np.unique(panel.column("product_id")[early], return_inverse=True)
-    table = panel.products.select(["product_id", "department"]).to_pydict()
-    of = dict(zip(table["product_id"], table["department"], strict=True))
+    named = panel.products.sort_by("product_id")
+    place = world._lookup(named.column("product_id").to_numpy(), products)
     before, paid = (panel.column(name)[early] for name in ("list_minor", "paid_minor"))
     receipts = Receipts(
         unit,
@@ -204,11 +195,17 @@ def _shop(panel: Panel) -> Shop:
         history._winsorised(before - paid),
         panel.column("bought_at")[early].astype("datetime64[D]").astype(np.int64),
     )
+    department, category, kind = (
+        np.append(pc.fill_null(named.column(name), ""), [""])[place].astype(object)
+        for name in ("department", "category", "kind")
+    )
     none = np.zeros(0, np.int64)
     return Shop(
         units.astype(str),
         products.astype(str),
-        np.array([of.get(name) or "" for name in products.tolist()], dtype=object),
+        department,
+        category,
+        kind,
         np.ones(len(products), np.bool_),
         receipts,
         Deeds(none, none, np.zeros(0), none),
@@ -234,6 +231,8 @@ def _response(
     usual: NDArray[np.bool_],
     depth: Floats,
     weeks: Ints,
+    *,
+    told: Floats | None = None,
 ) -> tuple[Response, Ints]:
     """Return the response in some weeks, and the household of every row it was fitted to."""
     possible = usual[:, :, None] & present[:, None, weeks] & np.isfinite(depth[:, weeks])[None]
@@ -244,6 +243,7 @@ def _response(
         bought[:, :, weeks][unit, kind, week],
         units=len(usual),
         fixed=[kind, week],
+        traits=told,
     )
     return found, unit
 

@@ -17,7 +17,7 @@ from bandits.customers.personas import Personas
 from bandits.recommender.factors import Factors
 from bandits.recommender.interactions import Interactions
 from service.definition import LISTED
-from service.traits import backtest, chance, lists, prices, taste, vectors
+from service.traits import backtest, chance, lists, prices, response, taste, vectors
 from service.traits.history import Floats, Ints, Shop
 from service.traits.vectors import Taste
 
@@ -83,6 +83,7 @@ def fit(shop: Shop, *, last: Last | None = None, judge: bool = False) -> Fitted:
         places = vectors.tastes(liked, liked.factors.users)
         traits |= {name: places[:, place] for place, name in enumerate(vectors.NAMES)}
         liked = liked._replace(factors=taste.without_users(liked.factors))
+    _try("response", summary, lambda: _responses(shop, traits, summary))
     return Fitted(
         traits, _pace(shop), liked, groups, favourites[:LISTED], recommended, summary, popular
     )
@@ -237,3 +238,11 @@ def _elasticities(shop: Shop, traits: dict[str, NDArray[Any]], summary: dict[str
     traits["elasticity"] = np.array(
         [of.get(name, np.nan) for name in traits["persona"].tolist()], dtype=np.float64
     )
+
+
+def _responses(shop: Shop, traits: dict[str, NDArray[Any]], summary: dict[str, Any]) -> None:
+    """Put how customers answer to discounts into their traits, told by all that is known."""
+    if "orders" not in traits:
+        raise ValueError("no receipts")
+    found, summary["response"] = response.by_category(shop, traits)
+    traits |= found

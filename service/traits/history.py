@@ -29,10 +29,14 @@ COPY (
 """
 
 _CATALOGUE = """
-COPY (SELECT id, coalesce(department, category, ''), coalesce((stock > 0)::int, 1) FROM products)
-TO STDOUT (FORMAT csv)
+COPY (
+    SELECT id, coalesce(department, category, ''), coalesce(category, department, ''),
+           coalesce(name, id), coalesce((stock > 0)::int, 1)
+    FROM products
+) TO STDOUT (FORMAT csv)
 """
 _AMOUNTS = ("quantity", "paid", "discount")
+_TEXTS = ("unit", "product", "kind", "department", "category")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -64,14 +68,17 @@ class Deeds(NamedTuple):
 class Shop(NamedTuple):
     """What a shop's customers bought and did.
 
-    ``units`` (U,) are pseudonyms in hexadecimal, ``products`` (P,) ids, ``departments`` (P,) where
-    the catalogue has them, else their category or nothing. ``on_sale`` (P,) tells which are in the
-    catalogue and not out of stock: all of them where there is no catalogue.
+    ``units`` (U,) are pseudonyms in hexadecimal, ``products`` (P,) ids. Of each product (P,) the
+    catalogue knows its department, else its category; its category, else its department; and its
+    kind, which is what products of one name are. ``on_sale`` (P,) tells which are in the catalogue
+    and not out of stock: all of them where there is no catalogue.
     """
 
     units: NDArray[np.str_]
     products: NDArray[np.str_]
     departments: NDArray[Any]
+    categories: NDArray[Any]
+    kinds: NDArray[Any]
     on_sale: NDArray[np.bool_]
     receipts: Receipts
     deeds: Deeds
@@ -100,15 +107,19 @@ def read(engine: Engine) -> Shop:
 
 def _catalogue(
     engine: Engine, products: NDArray[np.str_]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return the department of each product, and whether it is on sale."""
-    table = _table(engine, _CATALOGUE, ("product", "department", "stock"))
-    columns = (table[name].tolist() for name in ("product", "department", "stock"))
-    of = {product: (department, stock) for product, department, stock in zip(*columns, strict=True)}
-    missing = ("", int(not of))
-    found = [of.get(product, missing) for product in products.tolist()]
-    departments = np.array([department for department, _ in found], dtype=object)
-    return departments, np.array([stock for _, stock in found], dtype=bool)
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+    """Return the department, category and kind of each product, and whether it is on sale."""
+    columns = ("department", "category", "kind", "stock")
+    table = _table(engine, _CATALOGUE, ("product", *columns))
+    place = {name: number for number, name in enumerate(table["product"].tolist())}
+    at = np.array([place.get(product, -1) for product in products.tolist()], dtype=np.int64)
+    known = at >= 0
+    missing: tuple[Any, ...] = ("", "", products.astype(object), int(not place))
+    department, category, kind, stock = (
+        np.where(known, np.append(table[name].astype(object), [""])[at], other)
+        for name, other in zip(columns, missing, strict=True)
+    )
+    return department, category, kind, stock.astype(np.bool_)
 
 
 def _table(engine: Engine, command: str, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -128,7 +139,7 @@ def _table(engine: Engine, command: str, names: tuple[str, ...]) -> dict[str, ND
         text,
         csv.ReadOptions(column_names=list(names)),
         convert_options=csv.ConvertOptions(
-            column_types={name: string() for name in ("unit", "product", "kind", "department")},
+            column_types={name: string() for name in _TEXTS},
             strings_can_be_null=False,
         ),
     )

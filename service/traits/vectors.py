@@ -1,5 +1,6 @@
 """What serving knows of traits: their names, and how a recommender's vector becomes tastes."""
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ TRAITS = {
     "elasticity": "price elasticity of the persona's purchases, drawn to that of all",
     **dict.fromkeys(NAMES, "a direction in which the recommender's customers differ"),
 }
-"""What can be known of a customer, and what it means."""
+"""What can be known of a customer, and what it means; `responses` has those of categories."""
 
 WEIGHTS = {"view": 1.0, "click": 1.0, "cart": 2.0, "review": 2.0, "purchase": 3.0}
 """How much an interaction of each kind says of a customer's taste; a receipt's line is a purchase,
@@ -32,6 +33,14 @@ and what came back counts as nothing."""
 TASTE: Final = "taste"
 POPULARITY: Final = "popularity"
 """What products are ranked by for a customer."""
+
+
+def responses(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the traits of how customers answer to discounts, one per category, in words."""
+    return {
+        one["trait"]: f"how strongly discounts on “{one['category'].lower()}” work: 1 least, 5 most"
+        for one in summary.get("response", ())
+    }
 
 
 class Tastes(NamedTuple):

@@ -18,7 +18,8 @@ from service.errors import BarterError, Conflict, Invalid, NotFound, Preconditio
 from service.history import policy_now
 from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
 from service.products import ATTRIBUTES
-from service.traits.vectors import TRAITS
+from service.traits import stored
+from service.traits.vectors import TRAITS, responses
 from service.views import console_features as features
 from service.views import console_forms as forms
 from service.views import console_policy
@@ -357,9 +358,16 @@ def _form(
         overridden=_overridden(filled),
         tiers_shown=forms.tiers_shown,
         basket_share=forms.BASKET_SHARE,
-        attributes=KNOWN_ATTRIBUTES,
+        attributes=_known_attributes(),
         zones=sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone),
     )
+
+
+def _known_attributes() -> list[tuple[str, str]]:
+    """Return the attributes that rules and features may name, with their meanings."""
+    with database() as session:
+        found = stored.newest(session)
+    return [*KNOWN_ATTRIBUTES, *responses({} if found is None else found.summary).items()]
 
 
 def _usable(values: Values) -> Values:

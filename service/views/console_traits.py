@@ -51,6 +51,7 @@ def elasticities() -> Reply:
         specs=drawable(_specs(found)),
         computed=_computed(found),
         failed=None if found is None else found.summary["failed"].get("elasticity"),
+        responses=_responses(found),
     )
 
 
@@ -238,6 +239,21 @@ def _chart(name: str, title: str, rows: list[dict[str, Any]]) -> Chart:
             tuple((one["group"], _figure(one)) for one in rows),
         ),
     )
+
+
+def _responses(found: Model | None) -> list[dict[str, str]]:
+    """Return how strongly discounts work on the first and the last fifth of customers."""
+    return [
+        {
+            "category": one["category"].capitalize(),
+            "trait": one["trait"],
+            **{
+                end: f"{one[end]:+.0%}".replace("-", "−").replace("%", " %")
+                for end in ("least", "most")
+            },
+        }
+        for one in ([] if found is None else found.summary.get("response", []))
+    ]
 
 
 def _figure(one: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ The households of the retail panel released by 84.51° (:mod:`service.demo.house
 weeks 1-20, the truth from weeks 21-40, one campaign per category that offers 0 to 30 % off. Every
 household stands for ``--copies`` customers, drawn anew by seed, who come on its days. All that is
 known in every campaign are the demo's five segments; the sets of features come on top.
-``thompson_hierarchical``, which reads segments alone, takes a trait as its segments instead:
-personas, or the thirds of the own level by the thirds of the own slope. A policy learns at the end
-of the day, daily for two weeks and then after a tenth of the days so far.
+``thompson_hierarchical``, which reads segments alone, takes five groups instead
+(:func:`service.demo.households.groupings`): fifths of the slope that traits foretell, that own
+purchases say, or both. A policy learns at the end of the day, daily for two weeks and then after a
+tenth of the days so far.
 
 Regret is expected profit given up against each household's own best arm (major units), from the
 served simplex. All systems of a seed meet the same customers, buying chances and basket values;
@@ -16,14 +17,17 @@ differences are paired by seed, with t intervals. ``could be had`` is no policy:
 the regret of the best arm for all a linear rule over the set could save, told the other households'
 truth (five folds by household).
 
-The categories are those of the eight largest where a best arm of one's own is worth at least 4 %
-more profit than the best arm for all; traits had no say in it. All settings are the policies' own.
+The categories are those where a best arm of one's own is worth at least 4 % more profit than the
+best arm for all; traits had no say in it. The fifths were found on those among the eight largest
+categories. The others, down to the sixtieth in size, were run once with what had been found: their
+table is the one to believe. All settings are the policies' own.
 """
 
 import argparse
 import itertools
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,18 +53,24 @@ SYSTEMS = ("linear_ucb", HIERARCHICAL, "linear_thompson")
 #: Sets of features that the slower systems are run with.
 CHIEF = ("none", "all four", "own response", "all and own response")
 SLOW = ("linear_thompson",)
-LARGEST, LEAST_GAP = 8, 0.04
+#: Categories by size that the groups were found on, and down to which they were then tried.
+FOUND_ON, DOWN_TO = 8, 60
+LEAST_GAP = 0.04
 FOLDS = 5
 NONE = "none"
 
 
 class Campaign(NamedTuple):
-    """One category with its households' features (H, D), and groups (H,), by what they tell."""
+    """One category with its households' features (H, D), and groups (H,), by what they tell.
+
+    ``untouched`` says that the groups were not found on it.
+    """
 
     truth: Category
     segment: Ints
     sets: dict[str, Ints]
     groups: dict[str, Ints]
+    untouched: bool = False
 
 
 class Stream(NamedTuple):
@@ -153,27 +163,41 @@ def could_be_had(campaign: Campaign, name: str) -> float:
 
 
 def campaigns(data: panel.Panel, before: households.Known) -> list[Campaign]:
-    """Return the campaigns of the large categories where best arms differ enough."""
+    """Return the campaigns of the categories where best arms differ enough, the largest first."""
     found = []
-    for name in households.largest(data, LARGEST):
-        truth = households.category(data, before, name)
+    names = households.largest(data, DOWN_TO)
+    for place, name in enumerate(track(names, "categories", transient=True)):
+        try:
+            truth = households.category(data, before, name)
+        except (ValueError, np.linalg.LinAlgError):
+            continue  # its weeks do not tell how far households differ
         if oracle_gap(truth) >= LEAST_GAP:
             sets = households.contexts(before, truth)
             groups = households.groupings(before, truth)
-            found.append(Campaign(truth, before.segment[truth.row], sets, groups))
+            segment = before.segment[truth.row]
+            found.append(Campaign(truth, segment, sets, groups, untouched=place >= FOUND_ON))
     return found
 
 
 def study(
-    found: list[Campaign], *, seeds: int, copies: int, systems: list[str], first: int = 0
-) -> list[Record]:
-    """One record per category, seed, system and set: regret, and that of fixed rules."""
-    records: list[Record] = []
-    todo = [(c, seed, s) for s in systems for c in found for seed in range(first, first + seeds)]
-    for campaign, seed, system in track(todo, "systems x categories x seeds", transient=True):
+    found: list[Campaign], *, seeds: int, copies: int, systems: list[str], first: int = 0,
+    records: list[Record] | None = None, keep: Callable[[list[Record]], None] = lambda _: None,
+) -> list[Record]:  # fmt: skip
+    """One record per category, seed, system and set: regret, and that of fixed rules.
+
+    Those among ``records`` are not run again; ``keep`` gets all there are, ever again.
+    """
+    records = list(records or [])
+    done = {(r["category"], r["seed"], r["system"], r["set"]) for r in records}
+    todo = [(c, seed, s) for s in systems for seed in range(first, first + seeds) for c in found]
+    for campaign, seed, system in track(todo, "systems x seeds x categories", transient=True):
+        key = campaign.truth.name, seed, system
+        left = [name for name in told(campaign, system) if (*key, name) not in done]
+        if not left:
+            continue
         visits = stream(campaign.truth, seed=seed, copies=copies)
         lost = gaps(campaign.truth)[visits.who]
-        for name in told(campaign, system):
+        for name in left:
             regret = _run(campaign, system, name, visits)
             records.append(
                 {
@@ -183,6 +207,7 @@ def study(
                     "best arm for all": round(float(lost.sum(axis=0).min()), 2),
                 }
             )  # fmt: skip
+        keep(records)
     return records
 
 
@@ -218,12 +243,12 @@ def interval(values: Floats) -> str:
     return f"{values.mean():,.0f} ({values.mean() - half:,.0f} to {values.mean() + half:,.0f})"
 
 
-def saved(records: list[Record], *, category: str | None, system: str, name: str) -> Floats:
-    """Return what a set saves of the regret without it, per seed; of all categories if None."""
+def saved(records: list[Record], *, system: str, name: str, than: str = NONE) -> Floats:
+    """Return what a set saves of the regret of another one, per seed, summed over categories."""
     total: dict[int, float] = {}
     for one in records:
-        if one["system"] == system and category in (None, one["category"]):
-            sign = (one["set"] == NONE) - float(one["set"] == name)
+        if one["system"] == system:
+            sign = (one["set"] == than) - float(one["set"] == name)
             total[one["seed"]] = total.get(one["seed"], 0.0) + sign * one["regret"]
     return np.array([total[seed] for seed in sorted(total)])
 
@@ -236,25 +261,48 @@ def mean(records: list[Record], key: str, **of: str) -> float:
 def table(records: list[Record], found: list[Campaign], *, command: str) -> str:
     """Return the study as markdown."""
     lines = ["# What context is worth", "", f"`{command}`; the module says what was done.", ""]
+    parts = {
+        "Categories that nothing had been tried on": [c for c in found if c.untouched],
+        "Categories that the groups were found on": [c for c in found if not c.untouched],
+    }
+    for title, some in parts.items():
+        if some:
+            lines += _together(title, _within(records, some))
     for campaign in found:
-        lines += _of_category(records, campaign)
-    lines += [
-        "## Together",
+        lines += _of_category(_within(records, [campaign]), campaign)
+    return "\n".join(lines) + "\n"
+
+
+def _within(records: list[Record], some: list[Campaign]) -> list[Record]:
+    names = {campaign.truth.name for campaign in some}
+    return [record for record in records if record["category"] in names]
+
+
+def _together(title: str, here: list[Record]) -> list[str]:
+    """Return what sets save over several categories, by system."""
+    systems = _systems(here)
+    lines = [
+        f"## {title}",
         "",
         "Regret saved against no traits, paired by seed, the categories of a seed added up.",
         "",
-        "| set | " + " | ".join(_extent(records, system) for system in _systems(records)) + " |",
-        "|---|" + "-:|" * len(_systems(records)),
+        "| set | " + " | ".join(_extent(here, system) for system in systems) + " |",
+        "|---|" + "-:|" * len(systems),
     ]
-    for name in list(found[0].sets)[1:]:
-        cells = [
-            interval(saved(records, category=None, system=s, name=name))
-            if _ran(records, s, name)
-            else ""
-            for s in _systems(records)
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    for name in dict.fromkeys(str(r["set"]) for r in here):
+        if name != NONE:
+            cells = [_saved(here, s, name) for s in systems]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _saved(here: list[Record], system: str, name: str) -> str:
+    """Return what a set saves, and as a share; nothing where it was not run."""
+    if not _ran(here, system, name):
+        return ""
+    gain = saved(here, system=system, name=name)
+    whole = sum(r["regret"] for r in here if r["system"] == system and r["set"] == NONE)
+    return f"{interval(gain)}: {gain.sum() / whole:+.1%}"
 
 
 def _systems(records: list[Record]) -> list[str]:
@@ -262,23 +310,23 @@ def _systems(records: list[Record]) -> list[str]:
 
 
 def _extent(records: list[Record], system: str) -> str:
-    """Return a system with how many categories and seeds it was run on."""
+    """Return a system with how many categories and seeds it was run on, and its regret."""
     here = [r for r in records if r["system"] == system]
     many, seeds = len({r["category"] for r in here}), len({r["seed"] for r in here})
-    return f"{system} ({many} categories, {seeds} seeds)"
+    without = sum(r["regret"] for r in here if r["set"] == NONE) / seeds
+    return f"{system} ({many} categories, {seeds} seeds; {without:,.0f} without)"
 
 
 def _ran(records: list[Record], system: str, name: str) -> bool:
     return any(r["system"] == system and r["set"] == name for r in records)
 
 
-def _of_category(records: list[Record], campaign: Campaign) -> list[str]:
+def _of_category(here: list[Record], campaign: Campaign) -> list[str]:
     truth = campaign.truth
-    here = [r for r in records if r["category"] == truth.name]
     keeps = np.corrcoef(truth.earlier.tilt[truth.row], truth.later.tilt[truth.row])[0, 1]
     level = np.corrcoef(truth.earlier.level[truth.row], truth.later.level[truth.row])[0, 1]
     best = np.bincount(households.profit_minor(truth).argmax(1), weights(truth), ARMS)
-    systems = _systems(records)
+    systems = _systems(here)
     lines = [
         f"## {truth.name.capitalize()}",
         "",
@@ -294,14 +342,14 @@ def _of_category(records: list[Record], campaign: Campaign) -> list[str]:
         "| set | could be had | " + " | ".join(f"{s}: regret | saved" for s in systems) + " |",
         "|---|-:|" + "-:|" * (2 * len(systems)),
     ]
-    for name in campaign.sets:
-        cells = [f"{could_be_had(campaign, name):.1%}"]
+    for name in campaign.sets | campaign.groups:
+        cells = [f"{could_be_had(campaign, name):.1%}" if name in campaign.sets else ""]
         for system in systems:
             if not _ran(here, system, name):
                 cells += ["", ""]
                 continue
             cells.append(f"{mean(here, 'regret', system=system, set=name):,.0f}")
-            gain = saved(here, category=truth.name, system=system, name=name)
+            gain = saved(here, system=system, name=name)
             cells.append("" if name == NONE else interval(gain))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
@@ -327,21 +375,29 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=4, help="customers per household (4)")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="which policies")
     parser.add_argument("--keep", type=Path, help="file to keep traits and truth in between runs")
-    parser.add_argument("--output", type=Path, help="markdown file; records go beside it as JSON")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="markdown file; beside it records as JSON, which are gone on from",
+    )
     options = parser.parse_args()
     found = prepared(cache_folder(Config.from_env()), options.keep)
+    kept = options.output and options.output.with_suffix(".json")
+
+    def keep(records: list[Record]) -> None:
+        if kept:
+            kept.write_text("[\n" + ",\n".join(json.dumps(one) for one in records) + "\n]\n")
+
     records = study(
         found, seeds=options.seeds, copies=options.copies, first=options.first,
-        systems=options.systems.split(","),
+        systems=options.systems.split(","), keep=keep,
+        records=json.loads(kept.read_text()) if kept and kept.exists() else None,
     )  # fmt: skip
     command = f"python -m tests.bench.context_value --seeds {options.seeds}"
     text = table(records, found, command=command)
     print(text)
     if options.output:
         options.output.write_text(text)
-        options.output.with_suffix(".json").write_text(
-            "[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n"
-        )
 
 
 if __name__ == "__main__":

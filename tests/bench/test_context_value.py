@@ -19,10 +19,10 @@ def campaign() -> Campaign:
     hunts = np.arange(HOUSEHOLDS) % 2 == 0
     conversion = np.where(hunts[:, None], 0.05 + 2.5 * DEPTH, 0.4 + 0.1 * DEPTH)
     level, tilt = rng.normal(size=(2, HOUSEHOLDS))
-    own = Response(0.0, level, tilt, np.eye(2), np.zeros(1))
+    own = Response(0.0, level, tilt, np.zeros((2, HOUSEHOLDS)), np.eye(2), np.zeros(1))
     day, visits = np.repeat(np.arange(DAYS), HOUSEHOLDS), np.tile(np.arange(HOUSEHOLDS), DAYS)
     truth = Category(
-        "CAKE", np.arange(HOUSEHOLDS), conversion, np.full(100, 500), visits, day, own, own
+        "CAKE", np.arange(HOUSEHOLDS), conversion, np.full(100, 500), visits, day, own, own, own
     )
     told = np.where(hunts, 1.0, -1.0)[:, None]
     sets = {
@@ -39,7 +39,7 @@ def campaign() -> Campaign:
 def test_what_tells_the_best_arm_saves_regret_and_noise_costs(campaign: Campaign) -> None:
     records = bench.study([campaign], seeds=3, copies=4, systems=["linear_ucb"])
     told, noise, constant = (
-        bench.saved(records, category="CAKE", system="linear_ucb", name=name)
+        bench.saved(records, system="linear_ucb", name=name)
         for name in ("told", "noise", "constant")
     )
     without = bench.mean(records, "regret", set="none")

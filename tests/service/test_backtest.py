@@ -54,7 +54,8 @@ def shop(
     department = np.full(len(products), "Tea", dtype=object)
     lines = Receipts(unit, product, one, 500 * one, 0 * one, day)
     on_sale = np.ones(len(products), bool)
-    return Shop(units, products, department, on_sale, lines, Deeds(NONE, NONE, np.zeros(0), NONE))
+    deeds = Deeds(NONE, NONE, np.zeros(0), NONE)
+    return Shop(units, products, department, department, products, on_sale, lines, deeds)
 
 
 def before(found: Shop, day: int) -> Shop:

@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 from service import db
 from service.config import Config
 from service.imports import load
+from service.models import Model
 from service.runtime import pseudonym
 from service.traits import schedule, stored
 from tests.service.test_console import Browser
@@ -29,7 +30,11 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
         for n in range(40)
     ]
     load.products(engine, goods)
-    load.transactions(engine, config, receipts())
+    rows = (
+        row._replace(discount_minor=row.paid_minor * (row.bought_at.isocalendar().week % 3) // 10)
+        for row in receipts()
+    )
+    load.transactions(engine, config, rows)
     schedule.refresh(engine)
     with db.transaction(engine) as session:
         found = stored.newest(session)
@@ -48,6 +53,12 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
     for one in (*told["departments"], *told["personas"]):
         figure = f"{one['estimate']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
         assert figure.replace("-", "−") in page
+    answers = {one["trait"]: one for one in found.summary["response"]}
+    assert answers.keys() == {"response_tea", "response_pots"}
+    for trait, one in answers.items():
+        assert f"<code>{trait}</code>" in page
+        for end in ("least", "most"):
+            assert f"{one[end]:+.0%}".replace("-", "−").replace("%", " %") in page
     picture = browser.client.get("/elasticities/departments.svg?theme=dark")
     assert picture.mimetype == "image/svg+xml"
     assert b"Tea" in picture.data
@@ -67,7 +78,11 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
     assert page.count("<li><strong>Item") == 8
 
 
-def test_the_campaign_form_offers_what_is_computed(app: Flask) -> None:
+def test_the_campaign_form_offers_what_is_computed(app: Flask, engine: Engine) -> None:
+    told = {"response": [{"category": "TEA", "trait": "response_tea"}]}
+    with db.transaction(engine) as session:
+        session.add(Model(name=stored.SUMMARY, version=1, artefact=b"", keys=[], summary=told))
     page = Browser(app).log_in("marketer").get("/campaigns/new").text
+    assert '<option value="response_tea">how strongly discounts on “tea” work' in page
     for name in ("value_minor", "persona", "taste_1", "weekday"):
         assert f'<option value="{name}">' in page

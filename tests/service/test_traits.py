@@ -21,7 +21,7 @@ from service.imports import load
 from service.models import Customer, Import, Model, Product, Transaction
 from service.runtime import pseudonym
 from service.spool import Spool
-from service.traits import history, publish, schedule, stored
+from service.traits import history, publish, response, schedule, stored
 from service.traits.fit import fit
 from service.traits.recommend import Recommender
 from service.traits.taste import events
@@ -83,7 +83,8 @@ def test_traits_are_what_the_receipts_say(shop: Engine, config: Config) -> None:
         summary = stored.newest(session)
         assert summary is not None
         assert summary.summary["lifetime"]["buying"]["r"] == pytest.approx(buying.estimate[0])
-        assert set(summary.summary["failed"]) == {"purchase_chance"}, "100 days are too few for it"
+        # 100 days are too few for a chance, and discounts never differ in this shop.
+        assert set(summary.summary["failed"]) == {"purchase_chance", "response"}
         groups = summary.summary["personas"]
     assert sum(one["size"] for one in groups) == 240
     assert found["persona"] in {one["key"] for one in groups}
@@ -200,6 +201,7 @@ def test_too_little_to_fit_says_why_and_the_rest_goes_on(engine: Engine, config:
         assert model is not None
         assert set(model.summary["failed"]) == {
             "lifetime", "personas", "elasticity", "purchase_chance", "taste", "backtest",
+            "response",
         }  # fmt: skip
         assert "100 needed" in model.summary["failed"]["taste"]
 
@@ -357,3 +359,58 @@ def test_serving_processes_import_nothing_that_fits() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert found.stdout.strip() == "[]"
+
+
+def _answering(
+    rng: np.random.Generator, *, weeks: int = 40
+) -> tuple[history.Shop, NDArray[np.bool_]]:
+    """Customers who buy bread weekly, half of whom buy more where it is discounted; 20 never do."""
+    units, kinds = 120, 4
+    eager, buys = np.arange(units) % 2 == 0, np.arange(units) < 100
+    depth = rng.choice([0.0, 0.1, 0.3], (kinds, weeks))
+    odds = -1.5 + np.where(eager, 6.0, 1.0)[:, None, None] * depth
+    bought = buys[:, None, None] & (rng.random((units, kinds, weeks)) < 1 / (1 + np.exp(-odds)))
+    unit, product, week = np.nonzero(bought)
+    came, when = np.nonzero(np.ones((units, weeks)))
+    # Everybody comes every week, if only for product 4, which is in no category.
+    lines = history.Receipts(
+        np.concatenate([unit, came]),
+        np.concatenate([product, np.full(len(came), kinds)]),
+        np.ones(len(unit) + len(came)),
+        np.concatenate([100 * (1 - depth[product, week]), np.full(len(came), 100.0)]),
+        np.concatenate([100 * depth[product, week], np.zeros(len(came))]),
+        np.concatenate([week, when]) * 7,
+    )
+    category = np.array(["Bread"] * kinds + [""], dtype=object)
+    names = np.array([f"p{n}" for n in range(kinds + 1)])
+    none = np.zeros(0, np.int64)
+    shop = history.Shop(
+        np.array([f"{n:032x}" for n in range(units)]), names, category, category, names,
+        np.ones(kinds + 1, np.bool_), lines, history.Deeds(none, none, np.zeros(0), none),
+    )  # fmt: skip
+    return shop, eager
+
+
+def test_who_answers_to_discounts_is_told_by_category_and_by_all_other_traits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shop, eager = _answering(np.random.default_rng(0))
+    traits = {
+        "orders": np.full(120, 40.0),
+        "taste_1": eager + np.random.default_rng(1).normal(size=120) / 5,
+    }
+    found, told = response.by_category(shop, traits)
+    assert [one["trait"] for one in told] == list(found) == ["response_bread"]
+    fifth = found["response_bread"]
+    assert np.bincount(fifth, minlength=6)[1:].tolist() == [24] * 5
+    assert fifth[eager].min() >= 3 >= fifth[~eager].max()
+    # The last 20 never bought bread: their other traits foretell it.
+    assert fifth[100:][eager[100:]].mean() > fifth[100:][~eager[100:]].mean() + 1
+    assert 0.6 < told[0]["most"] < 1.2
+    assert 0.0 < told[0]["least"] < 0.3
+    monkeypatch.setattr(response, "MOST_ROWS", 8_000)
+    few = response.by_category(shop, traits)[0]["response_bread"]
+    assert few[eager].mean() > few[~eager].mean() + 1.5
+    flat = shop.receipts._replace(discount=np.zeros_like(shop.receipts.discount))
+    with pytest.raises(ValueError, match="different prices"):
+        response.by_category(shop._replace(receipts=flat), traits)
