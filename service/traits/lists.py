@@ -15,8 +15,8 @@ from service.definition import LISTED
 from service.traits.history import Ints
 
 AMONG = 10_000
-"""Lists are made among so many products, those of the most customers: all of a large catalogue
-would take a million customers most of an hour."""
+"""Lists are made among so many products, those of the most customers: scoring all of a large
+catalogue would take many times as long."""
 BLOCK = 1_000
 
 
