@@ -133,7 +133,7 @@ def elasticity(rows: Sequence[Mapping[str, Any]]) -> Spec:
 
 def foresight(rows: Rows) -> Spec:
     """Return the chart of how many of 100 products each ranking foresaw: group, estimate, ends."""
-    title = "Foreseen of 100 products"
+    title = "Foreseen of 100"
     return _with(_intervals("Products foreseen by each ranking, with intervals", title), rows)
 
 

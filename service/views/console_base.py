@@ -79,6 +79,7 @@ _SECTION = {
     "products": "data",
     "personas": "data",
     "elasticities": "data",
+    "recommendations": "data",
 }
 
 blueprint = Blueprint("console", __name__, template_folder="../templates")

@@ -304,8 +304,8 @@ _MODELS = {"logistic": "a logistic regression", "trees": "boosted trees"}
 # ---------------------------------------------------------------- recommendations
 
 _RANKED = (
-    (TASTE, "By taste"),
-    ("last", "By taste, as computed before"),
+    (TASTE, "Taste"),
+    ("last", "Taste, before"),
     (POPULARITY, "Best sellers"),
 )
 
@@ -330,11 +330,12 @@ def _foresight(told: dict[str, Any]) -> Chart:
         f" {100 * judged[TASTE]['recall']:.1f} were among the twenty that their taste names, and"
         f" {100 * judged[POPULARITY]['recall']:.1f} among twenty best sellers. {_better(told)}",
         caption=f"Judged by {words.count(told['customers'])} customers, with what was known the day"
-        " before. Bars hold the mean with 95 % confidence. Twenty names cannot hold all that"
-        " somebody buys in weeks: compare the rankings, not with 100.",
+        " before. “Taste, before” is what was served until this computation. Bars hold the mean"
+        " with 95 % confidence. Twenty names cannot hold all that somebody buys in weeks: compare"
+        " the rankings, not with 100.",
         waiting="",
         table=Table(
-            ("Ranking", "Foreseen of 100, 95 % interval", "NDCG", "Products named", "Unlike"),
+            ("Ranking", "Of 100", "NDCG", "Products named", "Unlike"),
             tuple(_ranking(title, judged[name]) for name, title in _RANKED if name in judged),
         ),
     )

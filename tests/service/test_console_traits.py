@@ -1,5 +1,7 @@
 """The console's pages of what was found in receipts: personas, elasticities, and a customer's."""
 
+import re
+
 from flask import Flask
 from sqlalchemy import Engine
 
@@ -65,6 +67,7 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
 
     judged = found.summary["recommender"]["judged"]
     page = browser.get("/recommendations").text
+    assert re.search(r'href="/data"[^>]*aria-current', page), "it is a page of data"
     for one in judged.values():
         assert f"{100 * one['recall']:.1f} ({100 * one['low']:.1f} to" in page
     assert "Taste foresees" in page
