@@ -26,6 +26,8 @@ from service.traits.history import Floats, Ints, Receipts, Shop
 CATEGORIES, KINDS = 6, 40
 FEWEST_LINES = 1_000
 LEAST_SPREAD = 0.02
+LEAST_APART = 0.05
+"""Where the last fifth buys no more of this than the first at 10 % off, fifths tell nothing."""
 MOST_ROWS = 100_000
 """More rows are not fitted to: customers beyond have what their traits foretell."""
 FIFTHS = 5
@@ -59,7 +61,7 @@ def by_category(
     """Return every customer's fifth (U,) by trait, and a row for people by category.
 
     Raises:
-        ValueError: no category has enough to fit.
+        ValueError: in no category are customers seen to differ.
     """
     category = shop.categories[shop.receipts.product]
     names, count = np.unique(category[category != ""], return_counts=True)
@@ -76,10 +78,14 @@ def by_category(
         except (ValueError, np.linalg.LinAlgError):
             continue
         trait, fifth = name_of(name), _fifth(fitted.tilt)
-        found[trait] = fifth
-        told.append({"category": name, "trait": trait} | _at_ten_percent(fitted, fifth))
+        more = _at_ten_percent(fitted, fifth)
+        if more["most"] - more["least"] >= LEAST_APART:
+            found[trait] = fifth
+            told.append({"category": name, "trait": trait} | more)
     if not found:
-        raise ValueError(f"no category with {FEWEST_LINES:,} receipt lines at different prices")
+        raise ValueError(
+            f"no category with {FEWEST_LINES:,} receipt lines in which customers are seen to differ"
+        )
     return found, told
 
 

@@ -1,6 +1,7 @@
 """The console's pages of what was found in receipts: personas, elasticities, and a customer's."""
 
 import re
+from collections.abc import Iterator
 
 from flask import Flask
 from sqlalchemy import Engine
@@ -24,6 +25,14 @@ def test_before_anything_was_computed_the_pages_say_how_to_begin(app: Flask) -> 
         assert browser.client.get(picture).status_code == 404
 
 
+def _eager() -> Iterator[load.TransactionRow]:
+    """Receipts in weeks at 0, 10 or 20 % off; half the customers buy little at the full price."""
+    for row in receipts():
+        tenths = row.bought_at.isocalendar().week % 3
+        if tenths or row.id.endswith("-0") or int(row.unit[1:]) % 4 < 2:
+            yield row._replace(discount_minor=row.paid_minor * tenths // 10)
+
+
 def test_personas_prices_and_a_customers_page_show_what_was_found(
     app: Flask, engine: Engine, config: Config
 ) -> None:
@@ -32,11 +41,7 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
         for n in range(40)
     ]
     load.products(engine, goods)
-    rows = (
-        row._replace(discount_minor=row.paid_minor * (row.bought_at.isocalendar().week % 3) // 10)
-        for row in receipts()
-    )
-    load.transactions(engine, config, rows)
+    load.transactions(engine, config, _eager())
     schedule.refresh(engine)
     with db.transaction(engine) as session:
         found = stored.newest(session)
