@@ -15,7 +15,7 @@ PYTEST  ?=
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-policies bench-serving help install demo study serve test check format upgrade chromium clean
+.PHONY: bench-policies bench-serving help install demo study serve test suite check lint format upgrade chromium clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -53,12 +53,19 @@ study: $(STAMP)  ## The demo's campaign over 20 seeds through the real server (2
 serve: $(STAMP)  ## Start the service with its own PostgreSQL, or with DATABASE_URL
 	$(BIN)/barter serve
 
-test: check chromium  ## Check and run all tests (DATABASE_URL=... tests on that server)
-	$(BIN)/python -m pytest $(PYTEST)
+# Types take a core two minutes, in which the tests may have begun. A file of tests stays in one of
+# two processes, each with a PostgreSQL of its own.
+test: $(STAMP) chromium  ## Check and run all tests (DATABASE_URL=... tests on that server)
+	@$(MAKE) --no-print-directory -j2 check suite
 
-check: $(STAMP)  ## Lint, formatting, types and layers
+suite: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check: lint  ## Lint, formatting, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
