@@ -49,10 +49,10 @@ class Rows(NamedTuple):
 def name_of(category: str) -> str:
     """Return the trait of a category.
 
-    >>> name_of("Soft drinks")
-    'response_soft_drinks'
+    >>> name_of("Soft drinks"), name_of("飲料")
+    ('response_soft_drinks', 'response_飲料')
     """
-    return "response_" + re.sub(r"[^a-z0-9]+", "_", category.lower()).strip("_")[:40]
+    return "response_" + re.sub(r"\W+", "_", category.casefold()).strip("_")[:40]
 
 
 def by_category(
@@ -70,6 +70,9 @@ def by_category(
     found: dict[str, Ints] = {}
     told = []
     for name in large[:CATEGORIES].tolist():
+        trait = name_of(name)
+        if trait in found:  # differs from a larger category in punctuation only
+            continue
         rows = _rows(shop, category == name)
         if len(rows.unit) == 0 or rows.depth.std() < LEAST_SPREAD:
             continue
@@ -77,7 +80,7 @@ def by_category(
             fitted = fit(rows, units=len(shop.units), traits=numbers)
         except (ValueError, np.linalg.LinAlgError):
             continue
-        trait, fifth = name_of(name), _fifth(fitted.tilt)
+        fifth = _fifth(fitted.tilt)
         more = _at_ten_percent(fitted, fifth)
         if more["most"] - more["least"] >= LEAST_APART:
             found[trait] = fifth
