@@ -108,15 +108,19 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     from service.learner import Learner
     from service.retraining import Retrainer
     from service.supervisor import database_url, follow, until_signalled
-    from service.traits.schedule import Observer
+    from service.traits import arrivals, schedule
 
     url = database_url(config)
-    learner, chooser = Learner(db.engine(url)), Chooser(db.engine(url))
-    retrainer, observer = Retrainer(db.engine(url)), Observer(_patient(url))
+    learner = Learner(db.engine(url))
+    beside = {
+        "chooser": Chooser(db.engine(url)).run,
+        "retrainer": Retrainer(db.engine(url)).run,
+        "observer": schedule.Observer(_patient(url)).run,
+        "arrivals": arrivals.Observer(db.engine(url)).run,
+    }
     with until_signalled() as stop:
-        threading.Thread(target=observer.run, args=(stop,), name="observer", daemon=True).start()
-        threading.Thread(target=chooser.run, args=(stop,), name="chooser", daemon=True).start()
-        threading.Thread(target=retrainer.run, args=(stop,), name="retrainer", daemon=True).start()
+        for name, run in beside.items():
+            threading.Thread(target=run, args=(stop,), name=name, daemon=True).start()
         follow(url, learner.wake, stop, only="log")
         threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
         learner.run(stop)

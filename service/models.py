@@ -262,6 +262,21 @@ class Interaction(Base):
     import_id: Mapped[int | None] = mapped_column(Integer)
 
 
+class Arrival(Base):
+    """A customer of whom something has come in that no refit of traits has read yet.
+
+    ``folded_in`` once tastes and products to offer go by it (`service.traits.arrivals`).
+    """
+
+    __tablename__ = "arrivals"
+    __table_args__ = (Index("arrivals_fresh", "id", postgresql_where=text("NOT folded_in")),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    unit: Mapped[bytes] = mapped_column(LargeBinary)
+    at: Mapped[When] = mapped_column(server_default=func.clock_timestamp())
+    folded_in: Mapped[bool] = mapped_column(server_default=text("false"))
+
+
 class Import(Base):
     """One file's way into the database: how far it has been read, and what was found in it.
 

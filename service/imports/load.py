@@ -25,6 +25,8 @@ from service.runtime import pseudonym
 
 CHUNK_ROWS = 50_000
 CUSTOMER_ROWS = 1_000
+FEW_ROWS = 1_000
+"""What comes in no more rows at a time is folded in at once; more is a matter for the refit."""
 Report = Callable[[int, int], None]
 Item = TypeVar("Item")
 _ITEM = ("department", "category", "name", "price_minor", "unit_cost_minor", "stock")
@@ -71,7 +73,8 @@ UPDATE products SET updated_at = clock_timestamp() FROM touched WHERE products.i
 """
 """Products whose competitors are news are news themselves, to those who follow the catalogue."""
 
-
+_ARRIVE = "INSERT INTO arrivals (unit) SELECT DISTINCT unit FROM staging"
+_FOLDED_IN = ("interactions", "transactions")
 _ANNOUNCED = {"customers": "customers", "products": "products", "competitor_prices": "products"}
 """What hosts are told of, so that they bring it down at once."""
 
@@ -198,6 +201,8 @@ def take(connection: Connection, kind: str, rows: Sequence[Sequence[Any]]) -> in
     news = int(cursor.rowcount)
     if kind == "competitor_prices" and news:
         cursor.execute(_TOUCH)
+    if kind in _FOLDED_IN and news and len(rows) <= FEW_ROWS:
+        cursor.execute(_ARRIVE)
     if kind in _ANNOUNCED and news:
         connection.execute(select(func.pg_notify("barter", _ANNOUNCED[kind])))
     return news

@@ -5,5 +5,5 @@
 
 A trait is an attribute like any other, under a name of `vectors.TRAITS`; what a request or an
 import tells under the same name goes before it. `schedule` says when, `recommend` serves the newest
-recommender, newcomers included.
+recommender, newcomers included, and `arrivals` publishes what it tells of them between refits.
 """

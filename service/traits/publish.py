@@ -96,13 +96,13 @@ def _columns(fitted: Fitted) -> tuple[list[str], list[list[Any]]]:
     for name in names:
         values = fitted.traits[name]
         if values.dtype.kind == "f":
-            columns.append([_rounded(value) for value in values.tolist()])
+            columns.append([rounded(value) for value in values.tolist()])
         else:
             columns.append(values.tolist())
     return names, columns
 
 
-def _rounded(value: float) -> float | None:
+def rounded(value: float) -> float | None:
     """Return a number to five digits: contexts hold no more, and every decision reads them."""
     if not math.isfinite(value):
         return None

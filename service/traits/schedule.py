@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.models import Import
-from service.traits import history, publish, stored
+from service.traits import arrivals, history, publish, stored
 from service.traits.fit import fit
 
 FEWEST = 1_000
@@ -73,6 +73,7 @@ def _refresh(engine: Engine) -> int:
     started = dt.datetime.now(dt.UTC)
     with Session(engine) as session:
         count, last = arrived(session), publish.last(session)
+        until = arrivals.read_until(session)
     shop = history.read(engine)
     fitted = fit(shop, last=last, judge=True)
     seconds = (dt.datetime.now(dt.UTC) - started).total_seconds()
@@ -80,6 +81,7 @@ def _refresh(engine: Engine) -> int:
     usual = seconds - fitted.summary["recommender"].get("search_seconds", 0.0)
     fitted.summary.update(arrived=count, seconds=round(usual, 1))
     version = publish.publish(engine, shop, fitted)
+    arrivals.settle(engine, until)
     log.info("traits_published", version=version, customers=len(shop.units), seconds=seconds,
              failed=fitted.summary["failed"])  # fmt: skip
     return version

@@ -18,14 +18,15 @@ from service import db, products, recommended
 from service.config import Config
 from service.contexts import recalled
 from service.imports import load
-from service.models import Customer, Import, Model, Product, Transaction
+from service.models import Arrival, Customer, Decision, Import, Model, Product, Transaction
 from service.runtime import pseudonym
 from service.spool import Spool
-from service.traits import history, publish, response, schedule, stored
+from service.traits import arrivals, history, publish, response, schedule, stored
 from service.traits.fit import fit
 from service.traits.recommend import Recommender
 from service.traits.taste import events
 from service.traits.vectors import NAMES, TRAITS
+from tests.loop import DEFINITION
 from tests.web import Web, fields, serving
 
 DAY0 = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
@@ -105,7 +106,11 @@ def test_tastes_tell_the_two_kinds_of_customers_apart_and_stay_where_they_are(
     apart = np.abs(first[::2].mean(axis=0) - first[1::2].mean(axis=0))
     assert apart.max() > 1.5, "one direction parts them, in standard deviations"
     load.transactions(shop, config, receipts(60, start=240))
+    with db.transaction(shop) as session:
+        session.add(Arrival(unit=b"u", at=DAY0))
     assert schedule.refresh(shop) == 2
+    with db.transaction(shop) as session:
+        assert not session.scalars(select(Arrival)).all(), "the refit has read what came in"
     again = all_tastes()
     parting = int(apart.argmax())
     moved = np.abs(again - first)[:, parting].mean()
@@ -311,6 +316,74 @@ def test_a_newcomer_is_known_by_three_clicks_at_once(web: Web) -> None:
     assert fields(web.call("GET", "/v1/recommendations?unit=a&count=0", scope="decide")) == [
         "count"
     ]
+
+
+def _click(web: Web, unit: str, *products: str) -> None:
+    clicks = [
+        {"unit": unit, "product_id": product, "kind": "click", "at": "2026-03-01T10:00:00Z"}
+        for product in products
+    ]
+    reply = web.call("POST", "/v1/interactions", scope="reward", json={"interactions": clicks})
+    assert reply.status_code == 200
+
+
+def test_a_newcomers_clicks_reach_decisions_without_a_refit(web: Web) -> None:
+    keys = NAMES[:2]
+    features = [
+        {"kind": "number", "key": key, "name": key, "centre": 0, "scale": 1} for key in keys
+    ]
+    offer = {"kind": "recommended", "tiers": [{"items": 30, "percent": 10}]}
+    arms = [DEFINITION["arms"][0], {"key": "tiers", "name": "Tiers", "offer": offer}]
+    web.loop.launch(arms=arms, segments=[], features=features)
+
+    def decided() -> Decision:
+        web.loop.carry()
+        (made,) = web.loop.decide("new")
+        web.loop.carry()
+        with db.transaction(web.engine) as session:
+            return session.scalars(select(Decision).where(Decision.id == made.decision_id)).one()
+
+    recommender = Recommender()
+    before = decided()
+    assert before.why["filled"] == list(keys)
+    assert arrivals.fold_in(web.engine, recommender) == 0
+    _click(web, "new", "p0", "p1", "p2")
+    assert arrivals.fold_in(web.engine, recommender) == 1
+    assert arrivals.fold_in(web.engine, recommender) == 0
+    after = decided()
+    tastes = _recommended(web, "new")["tastes"]
+    assert isinstance(tastes, dict)
+    assert after.why["filled"] == []
+    assert [one / 2**12 for one in after.context] == pytest.approx(
+        [tastes[key] for key in keys], abs=0.001
+    )
+    kept = web.loop.runtime.spool.recommended(web.loop.runtime.pseudonym("new"))
+    listed = recommended.recalled(kept or b"", dt.datetime.now(dt.UTC))
+    assert len(listed) == 30
+    assert {int(one[1:]) // HALVES for one in listed[:5]} == {0}
+    assert not {"p0", "p1", "p2"} & set(listed)
+
+
+def test_of_a_known_customer_news_change_what_is_told_by_taste_and_nothing_else(
+    web: Web, config: Config
+) -> None:
+    before = traits_of(web.engine, config, "u3")
+    with db.transaction(web.engine) as session:
+        session.add_all(Product(id=f"p{n}", stock=n) for n in range(2 * HALVES - 1))
+        moment = arrivals.read_until(session)
+    _click(web, "u3", *(f"p{n}" for n in range(1, 12)))
+    recommender = Recommender()
+    assert arrivals.fold_in(web.engine, recommender) == 1
+    after = traits_of(web.engine, config, "u3")
+    assert {name for name in after if after[name] != before[name]} == set(NAMES)
+    with db.transaction(web.engine) as session:
+        listed = session.get_one(Customer, pseudonym(config.key("unit"), "u3")).recommended
+    assert "p12" in listed
+    assert not {"p0", "p39"} & set(listed), "out of stock, not in the catalogue"
+    arrivals.settle(web.engine, moment)
+    assert arrivals.fold_in(web.engine, recommender) == 1, "came while the refit was at it"
+    arrivals.settle(web.engine, dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1))
+    assert arrivals.fold_in(web.engine, recommender) == 0, "the refit has read it"
 
 
 def test_what_was_found_can_be_read(web: Web) -> None:
