@@ -244,5 +244,8 @@ def _responses(shop: Shop, traits: dict[str, NDArray[Any]], summary: dict[str, A
     """Put how customers answer to discounts into their traits, told by all that is known."""
     if "orders" not in traits:
         raise ValueError("no receipts")
-    found, summary["response"] = response.by_category(shop, traits)
-    traits |= found
+    found = response.by_category(shop, traits)
+    summary["response"], summary["response_left_out"] = found.told, found.left_out
+    traits |= found.traits
+    if not found.told and not found.left_out:
+        raise ValueError(f"no category has {response.FEWEST_LINES:,} receipt lines")

@@ -55,41 +55,59 @@ def name_of(category: str) -> str:
     return "response_" + re.sub(r"\W+", "_", category.casefold()).strip("_")[:40]
 
 
-def by_category(
-    shop: Shop, traits: Mapping[str, NDArray[Any]]
-) -> tuple[dict[str, Ints], list[dict[str, Any]]]:
-    """Return every customer's fifth (U,) by trait, and a row for people by category.
+class Found(NamedTuple):
+    """What was found: every customer's fifth (U,) by trait, and rows for people by category.
 
-    Raises:
-        ValueError: in no category are customers seen to differ.
+    ``left_out`` are the categories that were looked at in vain, each with the reason.
     """
+
+    traits: dict[str, Ints]
+    told: list[dict[str, Any]]
+    left_out: list[dict[str, str]]
+
+
+def by_category(shop: Shop, traits: Mapping[str, NDArray[Any]]) -> Found:
+    """Return how customers answer in the largest categories."""
     category = shop.categories[shop.receipts.product]
     names, count = np.unique(category[category != ""], return_counts=True)
     large = names[count >= FEWEST_LINES][np.argsort(-count[count >= FEWEST_LINES], kind="stable")]
     numbers = np.hstack(list(by_kind(traits).values()))
-    found: dict[str, Ints] = {}
-    told = []
+    found = Found({}, [], [])
     for name in large[:CATEGORIES].tolist():
         trait = name_of(name)
-        if trait in found:  # differs from a larger category in punctuation only
-            continue
-        rows = _rows(shop, category == name)
-        if len(rows.unit) == 0 or rows.depth.std() < LEAST_SPREAD:
-            continue
         try:
-            fitted = fit(rows, units=len(shop.units), traits=numbers)
-        except (ValueError, np.linalg.LinAlgError):
-            continue
-        fifth = _fifth(fitted.tilt)
-        more = _at_ten_percent(fitted, fifth)
-        if more["most"] - more["least"] >= LEAST_APART:
-            found[trait] = fifth
-            told.append({"category": name, "trait": trait} | more)
-    if not found:
+            if trait in found.traits:
+                raise ValueError("its name differs from a larger category's in punctuation only")
+            fifth, more = _answers(_rows(shop, category == name), len(shop.units), numbers)
+        except ValueError as error:
+            found.left_out.append({"category": name, "why": str(error)})
+        else:
+            found.traits[trait] = fifth
+            found.told.append({"category": name, "trait": trait} | more)
+    return found
+
+
+def _answers(rows: Rows, units: int, traits: Floats) -> tuple[Ints, dict[str, float]]:
+    """Return every customer's fifth, and how much more often the first and the last one buy.
+
+    Raises:
+        ValueError: these rows do not tell customers apart, with the reason for people.
+    """
+    if len(rows.unit) == 0 or rows.depth.std() < LEAST_SPREAD:
+        raise ValueError("discounts on it hardly ever changed")
+    try:
+        fitted = fit(rows, units=units, traits=traits)
+    except (ValueError, np.linalg.LinAlgError):
+        raise ValueError("too little of it was bought to tell customers apart") from None
+    fifth = _fifth(fitted.tilt)
+    more = _at_ten_percent(fitted, fifth)
+    if more["most"] - more["least"] < LEAST_APART:
+        most, least = (f"{100 * more[end]:+.0f} %".replace("-", "−") for end in ("most", "least"))
         raise ValueError(
-            f"no category with {FEWEST_LINES:,} receipt lines in which customers are seen to differ"
+            f"customers are too alike: at 10 % off, purchases change by {most} in the fifth that"
+            f" answers most and by {least} in the one that answers least"
         )
-    return found, told
+    return fifth, more
 
 
 def by_kind(traits: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:

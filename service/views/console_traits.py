@@ -52,6 +52,7 @@ def elasticities() -> Reply:
         computed=_computed(found),
         failed=None if found is None else found.summary["failed"].get("elasticity"),
         responses=_responses(found),
+        left_out=[] if found is None else found.summary.get("response_left_out", []),
     )
 
 

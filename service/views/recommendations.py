@@ -87,8 +87,8 @@ class TraitsReply(Document):
     found: dict[str, Any] = Field(
         description="Personas with sizes and medians, elasticities by department and persona with"
         " 95 % intervals, parameters of the lifetime model, how much more often customers buy at"
-        " 10 % off by category (`response`), how well the recommender foresees beside best"
-        " sellers, and what failed and why."
+        " 10 % off by category (`response`) and why others were left out, how well the"
+        " recommender foresees beside best sellers, and what failed and why."
     )
 
 

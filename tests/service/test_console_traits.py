@@ -86,6 +86,16 @@ def test_personas_prices_and_a_customers_page_show_what_was_found(
     assert page.count("<li><strong>Item") == 8
 
 
+def test_a_category_without_a_trait_says_why(app: Flask, engine: Engine) -> None:
+    told = {"response": [], "response_left_out": [{"category": "BEEF", "why": "too few"}],
+            "failed": {}}  # fmt: skip
+    with db.transaction(engine) as session:
+        session.add(Model(name=stored.SUMMARY, version=1, artefact=b"", keys=[], summary=told))
+    page = Browser(app).log_in("analyst").get("/elasticities").text
+    assert "No elasticities yet" in page
+    assert re.search(r">Beef</th><td[^>]*>Left out: too few\.<", page)
+
+
 def test_the_campaign_form_offers_what_is_computed(app: Flask, engine: Engine) -> None:
     told = {"response": [{"category": "TEA", "trait": "response_tea"}]}
     with db.transaction(engine) as session:

@@ -472,7 +472,8 @@ def test_who_answers_to_discounts_is_told_by_category_and_by_all_other_traits(
         "orders": np.full(120, 40.0),
         "taste_1": eager + np.random.default_rng(1).normal(size=120) / 5,
     }
-    found, told = response.by_category(shop, traits)
+    found, told, left_out = response.by_category(shop, traits)
+    assert left_out == []
     assert [one["trait"] for one in told] == list(found) == ["response_bread"]
     fifth = found["response_bread"]
     assert np.bincount(fifth, minlength=6)[1:].tolist() == [24] * 5
@@ -485,5 +486,15 @@ def test_who_answers_to_discounts_is_told_by_category_and_by_all_other_traits(
     few = response.by_category(shop, traits)[0]["response_bread"]
     assert few[eager].mean() > few[~eager].mean() + 1.5
     flat = shop.receipts._replace(discount=np.zeros_like(shop.receipts.discount))
-    with pytest.raises(ValueError, match="seen to differ"):
-        response.by_category(shop._replace(receipts=flat), traits)
+    left_out = response.by_category(shop._replace(receipts=flat), traits).left_out
+    assert left_out == [{"category": "Bread", "why": "discounts on it hardly ever changed"}]
+    monkeypatch.setattr(response, "LEAST_APART", 9.0)
+    found, told, left_out = response.by_category(shop, traits)
+    assert (found, told) == ({}, [])
+    assert "too alike: at 10 % off, purchases change by +" in left_out[0]["why"]
+    shop.categories[0] = "bread!"
+    monkeypatch.setattr(response, "LEAST_APART", 0.0)
+    monkeypatch.setattr(response, "FEWEST_LINES", 100)
+    found, _, left_out = response.by_category(shop, traits)
+    assert list(found) == ["response_bread"]
+    assert "in punctuation only" in left_out[0]["why"]
