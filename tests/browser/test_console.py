@@ -67,6 +67,10 @@ CHECKS = {
         .map(one => [one.textContent.trim(), one.getBoundingClientRect()])
         .filter(([, box]) => box.height < 43.5 || box.width < 43.5)
         .map(([text, box]) => `${text} ${box.width}x${box.height}`)""",
+    "current tabs out of sight": """() => [...document.querySelectorAll('.tabs [aria-current]')]
+        .filter(one => { const box = one.getBoundingClientRect();
+            return box.left < 0 || box.right > innerWidth; })
+        .map(one => one.textContent.trim())""",
     "faint texts": """() => {
         const channel = value => value <= 0.03928 ? value / 12.92
             : ((value + 0.055) / 1.055) ** 2.4;
@@ -346,7 +350,7 @@ def test_a_file_is_imported_seen_and_taken_back(
     expect(page.get_by_role("heading", name="Rows by day")).to_be_visible(timeout=20_000)
     expect(page.locator(".chart svg.marks").nth(3)).to_be_visible(timeout=20_000)
     expect(page.get_by_text("1 of 91 rows were refused")).to_be_visible()
-    for path in ("", "/data", "/data/1/undo", "/customers", "/products"):
+    for path in ("", "/data", "/data/1/undo", "/customers", "/products", "/recommendations"):
         visitor.go(path or "/data/1")
         for width, scheme in ((360, "dark"), (1280, "light")):
             page.set_viewport_size({"width": width, "height": 800})
