@@ -88,7 +88,7 @@ def category(panel: Panel, before: Known, name: str) -> Category:
     """Return the campaign of a category."""
     people = before.households
     kind, row, kinds = world._kinds(panel, name, people)
-    depth = world._depth(panel, kind, kinds)
+    depth = world.depths(panel, kind, kinds)
     bought, present = _bought(panel, kind, row, (people.id.size, kinds))
     usual: NDArray[np.bool_] = np.asarray(bought[:, :, :CUT_WEEK].any(axis=2))
     early, late = np.split(np.arange(LAST_WEEK), [CUT_WEEK])

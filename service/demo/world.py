@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from bandits import simulate
 from service.demo.panel import LAST_WEEK, Panel
 from service.demo.segments import CUT_WEEK, KEYS, Households, households, segment_of
+from service.traits import response
 
 ARMS = (("none", 0.0), ("five", 5.0), ("ten", 10.0), ("twenty", 20.0), ("thirty", 30.0))
 MARGIN_RATE = 0.45
@@ -160,7 +161,7 @@ def count(panel: Panel, *, category: str, known: Households, segment: Ints) -> C
     return Counts(
         offered=offered,
         bought=bought,
-        depth=_depth(panel, kind_of_line, kinds)[:, CUT_WEEK:],
+        depth=depths(panel, kind_of_line, kinds)[:, CUT_WEEK:],
         weight=usual.sum(axis=1) * present.sum(axis=1),
         basket_minor=_quantiles(value, segment[buyer]),
         typical_minor=round(float(typical.mean())),
@@ -204,26 +205,16 @@ def _lookup(table: Ints, wanted: Ints) -> Ints:
     return np.where(table[place] == wanted, place, -1).astype(np.int64)
 
 
-def _depth(panel: Panel, kind_of_line: Ints, kinds: int) -> Floats:
+def depths(panel: Panel, kind_of_line: Ints, kinds: int) -> Floats:
     """Return the (K, 40) discount in force: item depths by week under fixed weights."""
     inside = kind_of_line >= 0
-    week = panel.column("week")[inside] - 1
-    before = panel.column("list_minor")[inside].astype(np.float64)
-    cut = before - panel.column("paid_minor")[inside]
-    item, row = np.unique(panel.column("product_id")[inside], return_inverse=True)
-    shape = (item.size, LAST_WEEK)
-    value, given = np.zeros(shape), np.zeros(shape)
-    np.add.at(value, (row, week), before)
-    np.add.at(given, (row, week), cut)
-    base = value[:, :CUT_WEEK].sum(axis=1)[:, None] * (value > 0)
-    depth = np.divide(given, value, out=np.zeros(shape), where=value > 0)
-    kind_of_item = np.zeros(item.size, np.int64)
-    kind_of_item[row] = kind_of_line[inside]
-    top, bottom = np.zeros((kinds, LAST_WEEK)), np.zeros((kinds, LAST_WEEK))
-    np.add.at(top, kind_of_item, base * depth)
-    np.add.at(bottom, kind_of_item, base)
-    index: Floats = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
-    return index
+    product, week, whole, paid = (
+        panel.column(name)[inside] for name in ("product_id", "week", "list_minor", "paid_minor")
+    )
+    return response.depths(
+        product, kind_of_line[inside], week - 1, whole, whole - paid, shape=(kinds, LAST_WEEK),
+        until=CUT_WEEK,
+    )  # fmt: skip
 
 
 def _quantiles(value: Floats, segment: Ints) -> Ints:

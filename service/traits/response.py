@@ -157,8 +157,12 @@ def _rows(shop: Shop, inside: NDArray[np.bool_]) -> Rows:
     kinds, kind = np.unique(shop.kinds[lines.product[inside]].astype(str), return_inverse=True)
     often = np.argsort(-np.bincount(kind), kind="stable")[:KINDS]
     kept = np.isin(kind, often)
-    depth = _depth(lines, np.flatnonzero(inside)[kept], kind[kept], week, (len(kinds), weeks))
-    who, kind, when = lines.unit[inside][kept], kind[kept], week[inside][kept]
+    of_kept = Receipts._make(part[inside][kept] for part in lines)
+    who, kind, when = of_kept.unit, kind[kept], week[inside][kept]
+    depth = depths(
+        of_kept.product, kind, when, of_kept.paid + of_kept.discount, of_kept.discount,
+        shape=(len(kinds), weeks),
+    )  # fmt: skip
     usual, visit = np.unique(who * len(kinds) + kind), np.unique(lines.unit * weeks + week)
     visits = np.bincount(visit // weeks, minlength=units)
     chosen = _sampled(np.bincount(usual // len(kinds), minlength=units) * visits)
@@ -183,23 +187,24 @@ def _sampled(rows: Ints) -> NDArray[np.bool_]:
     return out
 
 
-def _depth(lines: Receipts, line: Ints, kind: Ints, week: Ints, shape: tuple[int, int]) -> Floats:
+def depths(
+    product: Ints, kind: Ints, week: Ints, whole: Floats, off: Floats, *, shape: tuple[int, int],
+    until: int | None = None,
+) -> Floats:  # fmt: skip
     """Return the discount in force of kinds in weeks (K, W); not a number where nothing was sold.
 
-    Lines (N,) are told by their place, with the kind (N,) of each.
+    Of each line (N,): its product, kind and week from 0, the list value, and what was taken off.
+    A product weighs by the list value of all that was sold of it, or in weeks before ``until``.
     """
-    products, first, product = np.unique(
-        lines.product[line], return_index=True, return_inverse=True
+    products, first, item = np.unique(product, return_index=True, return_inverse=True)
+    cell, cells = item * shape[1] + week, len(products) * shape[1]
+    value, given = (
+        np.bincount(cell, part, minlength=cells).reshape(-1, shape[1]) for part in (whole, off)
     )
-    cell = product * shape[1] + week[line]
-    off, paid = (
-        np.bincount(cell, part[line], minlength=len(products) * shape[1]).reshape(-1, shape[1])
-        for part in (lines.discount, lines.paid)
-    )
-    whole = off + paid
-    weight = np.where(whole > 0, whole.sum(axis=1, keepdims=True), 0.0)
+    sold = value > 0
+    weight = np.where(sold, value[:, :until].sum(axis=1, keepdims=True), 0.0)
     index, total = np.zeros(shape), np.zeros(shape)
-    np.add.at(index, kind[first], weight * off / np.where(whole > 0, whole, 1.0))
+    np.add.at(index, kind[first], weight * (given / np.where(sold, value, 1.0)))
     np.add.at(total, kind[first], weight)
     out: Floats = np.where(total > 0, index / np.where(total > 0, total, 1.0), np.nan)
     return out
