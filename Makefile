@@ -14,6 +14,10 @@ PYTEST  ?=
 # `make bench-policies ARGS="--tasks digits"` hands that to the suite; its `--help` teaches.
 ARGS    ?=
 
+# Compiled modules are kept, whatever the caller's shell says: a server is five processes, and
+# each would compile all that it imports, at every start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: bench-policies bench-serving help install demo study serve test suite check lint format upgrade chromium clean
 .DELETE_ON_ERROR:

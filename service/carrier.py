@@ -23,15 +23,16 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from service import products, queries, recommended
 from service.contexts import known
 from service.models import Customer, Product
-from service.spool import DECISION, OUTCOME, PRUNE_ROWS, Spool, SpoolError
+from service.spool import DECISION, OUTCOME, Spool, SpoolError
 
 BATCH = 2_000
 PIECE_ROWS = 1_000
 ATTRIBUTE_SECONDS = 0.3
 IDLE_SECONDS = 0.02
+INDEX_SECONDS = 0.1
 REFRESH_SECONDS = 1.0
 KEEP_SECONDS = 86_400.0
-PRUNE_SECONDS = 60.0
+PRUNE_SECONDS = 1.0
 log = structlog.get_logger()
 
 STATEMENTS = {DECISION: queries.INSERT_DECISIONS, OUTCOME: queries.INSERT_OUTCOMES}
@@ -40,6 +41,17 @@ NEWS = ("campaigns", "keys", "customers", "products", "snapshot", "budgets")
 """What, when it is announced, is brought down at once; of the log we are the ones who announce."""
 
 Entries = Sequence[tuple[int, int, bytes]]
+
+
+def keep_index(spool: Spool, stop: threading.Event) -> None:
+    """Bring the local log's tables up to date until stopped, whether Postgres answers or not."""
+    while not stop.is_set():
+        try:
+            looked = spool.index()
+        except SpoolError:
+            log.exception("log_not_indexed")
+            looked = 0
+        stop.wait(IDLE_SECONDS if looked else INDEX_SECONDS)
 
 
 class _Followed:
@@ -122,9 +134,8 @@ class Carrier:
             self._refreshed_at = now
             self._beat(database=True)
         if now - self._pruned_at > PRUNE_SECONDS:
-            before = time.time() - KEEP_SECONDS
-            if self._spool.prune(self._shipped or 0, before=before) < PRUNE_ROWS:
-                self._pruned_at = now
+            self._spool.prune(self._shipped or 0, before=time.time() - KEEP_SECONDS)
+            self._pruned_at = now
         return carried > 0 or self.changed.is_set()
 
     def ship(self) -> int:

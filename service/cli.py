@@ -20,6 +20,7 @@ from service.errors import BarterError
 from service.models import IMPORTS, ROLES, SCOPES
 
 WEB_THREADS = 16
+WORKER_STOP_SECONDS = 8
 
 
 def serve(config: Config, _: argparse.Namespace) -> int:
@@ -58,6 +59,8 @@ def web(config: Config, _: argparse.Namespace) -> int:
         blocking_threads=WEB_THREADS,
         backlog=1024,
         respawn_failed_workers=True,
+        # One that is told to stop while it starts does not hear it.
+        workers_kill_timeout=WORKER_STOP_SECONDS,
         log_access=False,
         # It would warn of our threads, most of which only wait for the disk, at every start.
         log_level=LogLevels.error,
@@ -86,14 +89,17 @@ def _share_figures(config: Config) -> None:
 def carry(config: Config, _: argparse.Namespace) -> int:
     """Run the carrier only: the local log up to Postgres, campaigns and snapshots down."""
     from service import db
-    from service.carrier import NEWS, Carrier
+    from service.carrier import NEWS, Carrier, keep_index
     from service.imports import host
     from service.spool import Spool
     from service.supervisor import database_url, follow, until_signalled
 
     url = database_url(config)
-    carrier = Carrier(Spool(config.data), db.engine(url))
+    spool = Spool(config.data)
+    carrier = Carrier(spool, db.engine(url))
     with until_signalled() as stop:
+        indexer = threading.Thread(target=keep_index, args=(spool, stop), name="index", daemon=True)
+        indexer.start()
         reader = threading.Thread(target=host.run, args=(config, stop), name="imports", daemon=True)
         reader.start()
         follow(url, carrier.changed, stop, only=NEWS)

@@ -109,7 +109,12 @@ class Draft:
             "told": self.reply().model_dump(mode="json", include=TOLD),
         }
         return Entry(
-            DECISION, self.id.bytes, orjson.dumps(row), self.assignment, self._reservation()
+            DECISION,
+            self.id.bytes,
+            orjson.dumps(row),
+            self.assignment,
+            self._reservation(),
+            unique=self.request.request_id is not None,
         )
 
     def reply(self) -> DecisionReply:

@@ -1,48 +1,55 @@
 """The local durable log of one host: what is acknowledged is on this disk first.
 
-One SQLite file (write-ahead log, ``synchronous=FULL``) holds
+Decisions and outcomes are appended to checksummed files (`service.segments`), in the order in which
+they were accepted; requests that arrive while the disk is being synchronised share the next
+synchronisation. Beside them lies one SQLite file, which can be made again from elsewhere:
 
-* ``entries``: decisions and outcomes in the order in which they were accepted, unique by id;
-* ``assignments``: which arm a sticky unit keeps, and until when;
+* ``known`` and ``assignments``: where in the log an id that may be repeated is, and which arm a
+  sticky unit keeps, until when. Every process knows by heart what has been appended since the
+  carrier last brought these tables up to date (`Spool.index`);
 * ``cache``: what the carrier brought from Postgres (campaigns, keys, snapshots), so that serving
   starts and goes on without a database;
 * ``customers``: stored attributes by pseudonym, and in ``recommended`` the products to offer, apart
   because few decisions read them;
 * ``products``: what is known of each product, by its identifier;
-* ``budgets``: what offers have reserved of a campaign's budget, and what expired ones gave back.
+* ``budgets``: what offers have reserved of a campaign's budget, and what expired ones gave back;
+* ``rejected``: entries that Postgres will never take.
 
-SQLite gives us torn-write recovery, checksums, uniqueness and readers that never wait, across the
-processes of a host; we add the group commit: requests that arrive while one commit is being
-synchronised share the next one. A file lock, fairer than SQLite's own back-off, orders the writers
-of several processes.
+Only the carrier writes SQLite, and nobody who decides waits for it.
 """
 
 import contextlib
-import fcntl
 import os
 import queue
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 import orjson
+import structlog
+
+from service.segments import Place, Record, Segments
 
 DECISION: Final = 0
 OUTCOME: Final = 1
 BUSY_SECONDS = 10.0
 MAX_GROUP = 4096
 PRUNE_ROWS = 2_000
-WAL_BYTES = 64 << 20  # what a burst may leave of the write-ahead log
+INDEX_BYTES = 4 << 20
+RECORD_BYTES = 16 << 10
+WAL_BYTES = 64 << 20  # what a burst may leave of SQLite's write-ahead log
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, id BLOB NOT NULL,
-    body BLOB NOT NULL, at REAL NOT NULL, UNIQUE (kind, id));
+CREATE TABLE IF NOT EXISTS known (
+    number INTEGER PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+    kind INTEGER NOT NULL, id BLOB NOT NULL, UNIQUE (kind, id));
 CREATE TABLE IF NOT EXISTS assignments (
     campaign INTEGER NOT NULL, unit BLOB NOT NULL, body BLOB NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (campaign, unit)) WITHOUT ROWID;
@@ -58,12 +65,20 @@ CREATE TABLE IF NOT EXISTS budgets (
     campaign INTEGER PRIMARY KEY, reserved INTEGER NOT NULL, released INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS rejected (
     seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, body BLOB NOT NULL, error TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS indexed (
+    one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+    number INTEGER NOT NULL);
 """
-COMMITTED = "SELECT reserved - released FROM budgets WHERE campaign = ?"
-FORGET_ENTRIES = """
-DELETE FROM entries WHERE seq < coalesce(
-    (SELECT seq FROM entries WHERE seq <= :upto AND at >= :before ORDER BY seq LIMIT 1),
-    :upto + 1)
+INDEXED = "SELECT segment, offset, number FROM indexed"
+COMMITTED = """
+SELECT indexed.number, coalesce(reserved - released, 0)
+FROM indexed LEFT JOIN budgets ON campaign = ?
+"""
+ASSIGNED = "SELECT body FROM assignments WHERE campaign = ? AND unit = ? AND until > ?"
+KNOWN = "SELECT segment, offset, number FROM known WHERE kind = ? AND id = ?"
+FORGET_LOG = """
+DELETE FROM known; UPDATE budgets SET reserved = 0;
+UPDATE indexed SET segment = 0, offset = 0, number = 0;
 """
 FORGET_ASSIGNMENTS = """
 DELETE FROM assignments WHERE (campaign, unit) IN (
@@ -97,13 +112,18 @@ class Assignment(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One thing to be kept: a decision or an outcome, with the assignment it makes, if any."""
+    """One thing to be kept: a decision or an outcome, with the assignment it makes, if any.
+
+    ``unique`` is false where the id was made up just now: nobody can have used it before, nor will
+    anybody repeat it, so nothing is looked up.
+    """
 
     kind: Literal[0, 1]
     id: bytes
     body: bytes
     assignment: Assignment | None = None
     reservation: Reservation | None = None
+    unique: bool = True
 
 
 class Stored(NamedTuple):
@@ -126,9 +146,71 @@ class _Connection(sqlite3.Connection):
         self.close()
 
 
+class _Kept(NamedTuple):
+    """The payload of a record: an entry and when it was accepted (seconds since 1970)."""
+
+    at: float
+    entry: Entry
+
+
+log = structlog.get_logger()
+NOWHERE = Place(0, 0, 0)
+FRESH = Stored()
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Kept).decode
+Then = Callable[[list[Stored] | SpoolError], object]
+
+
 class _Job(NamedTuple):
     entries: Sequence[Entry]
-    done: "Future[list[Stored]]"
+    then: Then
+
+
+class _Tail:
+    """What a process knows by heart: the entries that are not in the tables of SQLite yet."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, bytes], bytes] = {}
+        self._assigned: dict[tuple[int, bytes], Assignment] = {}
+        self._reserved: dict[int, int] = {}
+        self._order: deque[tuple[int, Entry]] = deque()
+
+    def learn(self, number: int, entry: Entry) -> None:
+        """Add an entry."""
+        if not entry.unique and entry.assignment is None and entry.reservation is None:
+            return
+        self._order.append((number, entry))
+        if entry.unique:
+            self._known[entry.kind, entry.id] = entry.body
+        if (made := entry.assignment) is not None:
+            self._assigned[made.campaign, made.unit] = made
+        if (wanted := entry.reservation) is not None:
+            self._reserved[wanted.campaign] = self.reserved(wanted.campaign) + wanted.amount_minor
+
+    def forget(self, before: int) -> None:
+        """Drop the entries before a number: they are in the tables."""
+        while self._order and self._order[0][0] < before:
+            _, entry = self._order.popleft()
+            if entry.unique:
+                self._known.pop((entry.kind, entry.id), None)
+            if (made := entry.assignment) is not None:
+                place = (made.campaign, made.unit)
+                if self._assigned.get(place) is made:
+                    del self._assigned[place]
+            if (wanted := entry.reservation) is not None:
+                self._reserved[wanted.campaign] -= wanted.amount_minor
+
+    def known(self, kind: int, id: bytes) -> bytes | None:
+        """Return the body of an entry."""
+        return self._known.get((kind, id))
+
+    def assigned(self, campaign: int, unit: bytes) -> Assignment | None:
+        """Return the newest assignment of a unit."""
+        return self._assigned.get((campaign, unit))
+
+    def reserved(self, campaign: int) -> int:
+        """Return what these entries set aside of a budget, in minor units."""
+        return self._reserved.get(campaign, 0)
 
 
 class Spool:
@@ -136,18 +218,24 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = folder / "spool.sqlite"
-        self._lock_path = folder / "spool.lock"
+        self._folder, self._path = folder, folder / "spool.sqlite"
         self._local = threading.local()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._start_lock = threading.Lock()
-        with self._exclusive(), contextlib.closing(self._connect()) as connection:
+        # What the writer thread alone appends with, and what the others read with, in turn.
+        self._log, self._reading = Segments(folder / "log"), Segments(folder / "log")
+        self._reading_lock, self._tail_lock = threading.Lock(), threading.Lock()
+        self._shipping = self._newest = NOWHERE
+        self._tail, self._end = _Tail(), NOWHERE
+        with contextlib.closing(self._connect()) as connection:
             os.chmod(self._path, 0o600)
             connection.executescript(SCHEMA)
             connection.execute(
                 "INSERT OR IGNORE INTO cache VALUES ('spool', 0, ?)", (uuid.uuid4().bytes,)
             )
+            connection.execute("INSERT OR IGNORE INTO indexed VALUES (1, ?, ?, ?)", NOWHERE)
+            self._adopt(connection)
         self.id = uuid.UUID(bytes=self.read("spool"))
 
     def append(self, entries: Sequence[Entry]) -> list[Stored]:
@@ -157,22 +245,28 @@ class Spool:
             SpoolError: the disk refused (full, read-only, gone); nothing of it was kept.
         """
         done: Future[list[Stored]] = Future()
-        self._queue.put(_Job(entries, done))
-        # In this order: a writer that ends meanwhile has either answered us or is replaced.
-        self._ensure_writer()
+
+        def then(told: list[Stored] | SpoolError) -> None:
+            if isinstance(told, SpoolError):
+                done.set_exception(told)
+            else:
+                done.set_result(told)
+
+        self.submit(entries, then)
         return done.result()
 
-    def find(self, kind: Literal[0, 1], id: bytes) -> bytes | None:
-        """Return the body stored under an id within the retention, if there is one."""
-        row = self._row("SELECT body FROM entries WHERE kind = ? AND id = ?", kind, id)
-        return None if row is None else bytes(row[0])
+    def submit(self, entries: Sequence[Entry], then: Then) -> None:
+        """Do what `append` does without waiting; ``then`` is called by another thread."""
+        self._queue.put(_Job(entries, then))
+        # In this order: a writer that ends meanwhile has either answered us or is replaced.
+        self._ensure_writer()
 
     def assignment(self, campaign: int, unit: bytes, now: float) -> bytes | None:
         """Return the arm that a unit still keeps, if any."""
-        row = self._row(
-            "SELECT body FROM assignments WHERE campaign = ? AND unit = ? AND until > ?",
-            campaign, unit, now,
-        )  # fmt: skip
+        newest = self._tail.assigned(campaign, unit)
+        if newest is not None:
+            return newest.body if newest.until > now else None
+        row = self._row(ASSIGNED, campaign, unit, now)
         return None if row is None else bytes(row[0])
 
     def attributes(self, unit: bytes) -> bytes | None:
@@ -199,8 +293,8 @@ class Spool:
 
     def committed(self, campaign: int) -> int:
         """Return how much of a campaign's budget is spent or promised, in minor units."""
-        row = self._row(COMMITTED, campaign)
-        return 0 if row is None else int(row[0])
+        with self._tail_lock:
+            return self._committed(campaign)
 
     def release(self, released: dict[int, int]) -> None:
         """Take over from Postgres what expired offers of each campaign have given back so far."""
@@ -211,35 +305,87 @@ class Spool:
                 released.items(),
             )
 
-    def after(self, seq: int, *, limit: int) -> list[tuple[int, int, bytes]]:
-        """Return entries after a position: (seq, kind, body), oldest first."""
-        return self._rows(
-            "SELECT seq, kind, body FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit
-        )
+    def after(self, number: int, *, limit: int) -> list[tuple[int, int, bytes]]:
+        """Return entries after a position: (number, kind, body), oldest first."""
+        found: list[Record] = []
+        with self._for_reading() as log:
+            place = self._shipping
+            if place.number != number + 1:
+                place = log.place(number + 1)
+            while len(found) < limit:
+                records, place = log.read(place)
+                if not records:
+                    break
+                found += records[: limit - len(found)]
+            if found:
+                self._shipping = found[-1].following
+        entries = [(record.number, _decode(record.payload).entry) for record in found]
+        return [(number, entry.kind, entry.body) for number, entry in entries]
 
     def last(self) -> int:
-        """Return the position of the newest entry, 0 when there has been none."""
-        row = self._row("SELECT seq FROM sqlite_sequence WHERE name = 'entries'")
-        return 0 if row is None else int(row[0])
+        """Return the number of the newest entry, 0 when there has been none."""
+        with self._for_reading() as log:
+            self._newest = max(self._newest, self._indexed())
+            while True:
+                records, self._newest = log.read(self._newest)
+                if not records:
+                    return self._newest.number - 1
 
-    def prune(self, shipped: int, *, before: float) -> int:
-        """Forget entries that Postgres has and that are older than the idempotency window.
+    def index(self) -> int:
+        """Bring the tables up to date with the log; return how many entries were looked at.
 
-        Decisions wait while we write: it goes from the oldest on, stops at the first that is kept,
-        and does at most so many at a time.
+        One process of the host does so, often: until then the others keep the entries in memory.
         """
+        with self._for_reading() as log:
+            start = self._indexed()
+            records, end = log.read(start, most=INDEX_BYTES)
+        if not records:
+            return 0
+        kept = [(record, _decode(record.payload).entry) for record in records]
+        made = [entry.assignment for _, entry in kept if entry.assignment is not None]
         with self._writing() as connection:
-            (oldest,) = connection.execute("SELECT min(seq) FROM entries").fetchone()
-            upto = min(shipped, (oldest or 0) + PRUNE_ROWS - 1)
-            cursor = connection.execute(FORGET_ENTRIES, {"upto": upto, "before": before})
-            connection.execute(FORGET_ASSIGNMENTS, {"before": before, "rows": PRUNE_ROWS})
-            return cursor.rowcount
+            connection.executemany(
+                "INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)",
+                [
+                    (record.number, *record.place[:2], entry.kind, entry.id)
+                    for record, entry in kept
+                    if entry.unique
+                ],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO assignments VALUES (?, ?, ?, ?)",
+                [one[:4] for one in made],
+            )
+            connection.executemany(
+                "INSERT INTO budgets VALUES (?, ?, 0)"
+                " ON CONFLICT (campaign) DO UPDATE SET reserved = reserved + excluded.reserved",
+                [entry.reservation[:2] for _, entry in kept if entry.reservation is not None],
+            )
+            connection.execute("INSERT OR REPLACE INTO indexed VALUES (1, ?, ?, ?)", end)
+        return len(records)
 
-    def reject(self, seq: int, kind: int, body: bytes, error: str) -> None:
-        """Set aside an entry that Postgres will never take, so that the others can pass."""
+    def prune(self, shipped: int, *, before: float) -> None:
+        """Forget what Postgres has and what is older than the idempotency window.
+
+        Whole segments go; of ids and assignments at most so many at a time.
+        """
+        with self._for_reading() as log:
+            start = self._indexed().number
+            left = log.drop(min(shipped, start - 1), before=before)
         with self._writing() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (seq, kind, body, error)
+                "DELETE FROM known WHERE number IN"
+                " (SELECT number FROM known WHERE number < ? ORDER BY number LIMIT ?)",
+                (left, PRUNE_ROWS),
+            )
+            connection.execute(FORGET_ASSIGNMENTS, {"before": before, "rows": PRUNE_ROWS})
+
+    def reject(self, number: int, kind: int, body: bytes, error: str) -> None:
+        """Set aside an entry that Postgres will never take, so that the others can pass."""
+        self._reader.execute("PRAGMA synchronous = FULL")
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", (number, kind, body, error)
             )
 
     def rejected(self) -> int:
@@ -306,6 +452,9 @@ class Spool:
                 self._writer = None
                 if not self._queue.empty():
                     self._start_writer()
+            self._log.close()
+            with self._reading_lock:
+                self._reading.close()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -316,7 +465,8 @@ class Spool:
             factory=_Connection,
         )
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        # A power cut may take the newest changes: they are made again from the log and Postgres.
+        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         return connection
 
@@ -338,31 +488,51 @@ class Spool:
             raise SpoolError(f"the local log cannot be read: {error}") from error
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        connection = self._reader
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def _writing(
-        self, connection: sqlite3.Connection | None = None
-    ) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = connection or self._reader
-            with self._exclusive():
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
         except (sqlite3.Error, OSError) as error:
             raise SpoolError(f"the local log cannot be written: {error}") from error
+
+    @contextlib.contextmanager
+    def _for_reading(self) -> Iterator[Segments]:
+        with self._reading_lock:
+            try:
+                yield self._reading
+            except (sqlite3.Error, OSError) as error:
+                raise SpoolError(f"the local log cannot be read: {error}") from error
+
+    def _indexed(self) -> Place:
+        """Return the place up to which the tables are up to date."""
+        return Place(*self._reader.execute(INDEXED).fetchone())
+
+    def _adopt(self, connection: sqlite3.Connection) -> None:
+        """Begin the log, with the entries that an earlier release kept in SQLite, if any."""
+        indexed = self._indexed()
+        if not self._log.reaches(indexed):
+            # The log is not the one that the tables were made from: a backup, or its end was lost.
+            connection.executescript(FORGET_LOG)
+        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone()
+        if tables is None:
+            self._log.begin(max(1, indexed.number))
+            return
+        rows = connection.execute("SELECT seq, kind, id, body, at FROM entries ORDER BY seq")
+        kept = [(seq, _Kept(at, Entry(kind, id, body))) for seq, kind, id, body, at in rows]
+        self._log.begin(kept[0][0] if kept else 1)
+        with self._log.locked():
+            self._catch_up()
+            self._end = self._log.append(self._end, [_encode(one) for _, one in kept])
+            self._log.sync(self._end)
+            connection.execute("DROP TABLE entries")
+        self._end = NOWHERE
 
     def _ensure_writer(self) -> None:
         if self._writer is None or not self._writer.is_alive():
@@ -376,83 +546,90 @@ class Spool:
         self._writer.start()
 
     def _write_groups(self) -> None:
-        try:
-            opened = self._connect()
-        except (sqlite3.Error, OSError) as error:
-            self._refuse_all(error)
-            return
-        with contextlib.closing(opened) as connection:
-            while (job := self._queue.get()) is not None:
-                group, size = [job], len(job.entries)
-                stopping = False
-                while size < MAX_GROUP and not self._queue.empty():
-                    if (more := self._queue.get()) is None:
-                        stopping = True
-                        break
-                    group.append(more)
-                    size += len(more.entries)
-                self._commit(connection, group)
-                if stopping:
-                    return
+        while (job := self._queue.get()) is not None:
+            group, size = [job], len(job.entries)
+            stopping = False
+            while size < MAX_GROUP and not self._queue.empty():
+                if (more := self._queue.get()) is None:
+                    stopping = True
+                    break
+                group.append(more)
+                size += len(more.entries)
+            for job, told in zip(group, self._commit(group), strict=True):
+                try:
+                    job.then(told)
+                except Exception:
+                    log.exception("nobody_to_tell")
+            if stopping:
+                return
 
-    def _refuse_all(self, error: Exception) -> None:
-        """Answer those who wait when there is no log to write to; the next append tries again."""
-        self._writer = None
-        while not self._queue.empty():
-            if (job := self._queue.get()) is not None:
-                job.done.set_exception(SpoolError(f"the local log cannot be opened: {error}"))
-
-    def _commit(self, connection: sqlite3.Connection, group: list[_Job]) -> None:
+    def _commit(self, group: list[_Job]) -> Sequence[list[Stored] | SpoolError]:
+        """Append a group and wait for the disk; tell every job what became of its entries."""
+        payloads: list[bytes] = []
+        now = time.time()
         try:
-            with self._writing(connection):
-                results = [[_insert(connection, entry) for entry in job.entries] for job in group]
+            with self._log.locked():
+                self._catch_up()
+                with self._tail_lock:
+                    told = [[self._accept(e, now, payloads) for e in job.entries] for job in group]
+                if payloads:
+                    self._end = self._log.append(self._end, payloads)
+            # Also for entries of other processes that we have seen and told of.
+            self._log.sync(self._end)
         except Exception as error:
-            for job in group:
-                job.done.set_exception(error)
-        else:
-            for job, result in zip(group, results, strict=True):
-                job.done.set_result(result)
+            # What was accepted is not there: next time all is read anew.
+            self._tail, self._end = _Tail(), NOWHERE
+            reason = SpoolError(f"the local log cannot be written: {error}")
+            reason.__cause__ = error
+            return [reason] * len(group)
+        return told
 
+    def _catch_up(self) -> None:
+        """Learn what other processes have appended, and forget what the tables know."""
+        indexed = self._indexed()
+        with self._tail_lock:
+            self._tail.forget(indexed.number)
+            if self._end.number < indexed.number:
+                self._tail, self._end = _Tail(), indexed
+        while True:
+            records, self._end = self._log.read(self._end)
+            if not records:
+                return
+            with self._tail_lock:
+                for record in records:
+                    self._tail.learn(record.number, _decode(record.payload).entry)
 
-def _insert(connection: sqlite3.Connection, entry: Entry) -> Stored:
-    now = time.time()
-    known = connection.execute(
-        "SELECT body FROM entries WHERE kind = ? AND id = ?", (entry.kind, entry.id)
-    ).fetchone()
-    if known is not None:
-        return Stored(known=bytes(known[0]))
-    if entry.assignment is not None:
-        live = connection.execute(
-            "SELECT body FROM assignments WHERE campaign = ? AND unit = ? AND until > ?",
-            (entry.assignment.campaign, entry.assignment.unit, now),
-        ).fetchone()
-        if live is not None and bytes(live[0]) != entry.assignment.replaces:
-            return Stored(assigned=bytes(live[0]))
-    if entry.reservation is not None and not _reserve(connection, entry.reservation):
-        return Stored(exhausted=True)
-    if entry.assignment is not None:
-        connection.execute(
-            "INSERT OR REPLACE INTO assignments VALUES (?, ?, ?, ?)", entry.assignment[:4]
-        )
-    connection.execute(
-        "INSERT INTO entries (kind, id, body, at) VALUES (?, ?, ?, ?)",
-        (entry.kind, entry.id, entry.body, now),
-    )
-    return Stored()
+    def _accept(self, entry: Entry, now: float, payloads: list[bytes]) -> Stored:
+        """Add an entry's payload, unless it is known or somebody was quicker."""
+        if entry.unique and (known := self._known(entry)) is not None:
+            return Stored(known=known)
+        if (made := entry.assignment) is not None:
+            live = self.assignment(made.campaign, made.unit, now)
+            if live is not None and live != made.replaces:
+                return Stored(assigned=live)
+        if (wanted := entry.reservation) is not None:
+            committed = self._committed(wanted.campaign)
+            if committed + wanted.amount_minor > wanted.budget_minor:
+                return Stored(exhausted=True)
+        self._tail.learn(self._end.number + len(payloads), entry)
+        payloads.append(_encode(_Kept(now, entry)))
+        return FRESH
 
+    def _known(self, entry: Entry) -> bytes | None:
+        """Return the body that was stored under an entry's id before, if there is one."""
+        newest = self._tail.known(entry.kind, entry.id)
+        if newest is not None:
+            return newest
+        row = self._reader.execute(KNOWN, (entry.kind, entry.id)).fetchone()
+        if row is None:
+            return None
+        records, _ = self._log.read(Place(*row), most=RECORD_BYTES)
+        if not records or records[0].number != row[2]:
+            return None  # it is in Postgres, and older than the idempotency window
+        return _decode(records[0].payload).entry.body
 
-def _reserve(connection: sqlite3.Connection, wanted: Reservation) -> bool:
-    committed = _committed(connection, wanted.campaign)
-    if committed + wanted.amount_minor > wanted.budget_minor:
-        return False
-    connection.execute(
-        "INSERT INTO budgets VALUES (?, ?, 0)"
-        " ON CONFLICT (campaign) DO UPDATE SET reserved = reserved + excluded.reserved",
-        (wanted.campaign, wanted.amount_minor),
-    )
-    return True
-
-
-def _committed(connection: sqlite3.Connection, campaign: int) -> int:
-    row = connection.execute(COMMITTED, (campaign,)).fetchone()
-    return 0 if row is None else int(row[0])
+    def _committed(self, campaign: int) -> int:
+        number, stored = self._reader.execute(COMMITTED, (campaign,)).fetchone()
+        # Read with the tables, so that no entry counts twice or not at all.
+        self._tail.forget(number)
+        return int(stored) + self._tail.reserved(campaign)

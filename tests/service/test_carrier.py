@@ -33,9 +33,12 @@ def test_a_log_restored_from_a_backup_loses_nothing_new(
         loop.launch()
         loop.shop(10)
         loop.carry()
+        while loop.runtime.spool.index():
+            pass
     backup = tmp_path / "spool.sqlite"
     with contextlib.closing(sqlite3.connect(config.data / "spool.sqlite")) as connection:
         connection.execute("VACUUM INTO ?", (str(backup),))
+    shutil.copytree(config.data / "log", tmp_path / "log")
     with running(config, engine) as loop:
         loop.carry()
         loop.shop(20)
@@ -43,6 +46,8 @@ def test_a_log_restored_from_a_backup_loses_nothing_new(
     for old in config.data.glob("spool.sqlite*"):
         old.unlink()
     shutil.copy(backup, config.data)
+    shutil.rmtree(config.data / "log")
+    shutil.copytree(tmp_path / "log", config.data / "log")
     with running(config, engine) as loop:
         loop.carrier.ship()
         loop.runtime.catalogue.refresh()

@@ -1,6 +1,8 @@
 """The local log: durable, unique, ordered, and readable by several processes."""
 
+import contextlib
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from service.spool import DECISION, OUTCOME, Assignment, Entry, Spool, SpoolError
+from service import segments
+from service.spool import (
+    DECISION,
+    OUTCOME,
+    Assignment,
+    Entry,
+    Reservation,
+    Spool,
+    SpoolError,
+    Stored,
+)
 
 
 def entry(name: str, body: bytes = b"{}", assignment: Assignment | None = None) -> Entry:
@@ -23,8 +35,7 @@ def test_entries_keep_their_order_and_their_first_body(data_folder: Path) -> Non
     assert spool.append([entry("a", b"1"), entry("b", b"2")])[0].known is None
     assert spool.append([entry("a", b"other")])[0].known == b"1"
     assert [(seq, body) for seq, _, body in spool.after(0, limit=9)] == [(1, b"1"), (2, b"2")]
-    assert spool.find(DECISION, b"a") == b"1"
-    assert spool.find(OUTCOME, b"a") is None
+    assert spool.append([Entry(OUTCOME, b"a", b"3")])[0].known is None
     spool.close()
 
 
@@ -55,7 +66,7 @@ def test_an_assignment_belongs_to_whoever_was_first(data_folder: Path) -> None:
     second = entry("b", assignment=Assignment(1, b"u", b"arm 2", until))
     assert spool.append([first])[0].assigned is None
     assert spool.append([second])[0].assigned == b"arm 1"
-    assert spool.find(DECISION, b"b") is None
+    assert len(spool.after(0, limit=9)) == 1
     replacing = entry("c", assignment=Assignment(1, b"u", b"arm 3", until, replaces=b"arm 1"))
     assert spool.append([replacing])[0].assigned is None
     assert spool.assignment(1, b"u", time.time()) == b"arm 3"
@@ -63,39 +74,81 @@ def test_an_assignment_belongs_to_whoever_was_first(data_folder: Path) -> None:
     spool.close()
 
 
-def test_only_what_was_shipped_and_is_old_is_forgotten(data_folder: Path) -> None:
+@pytest.mark.parametrize("indexed", [False, True])
+def test_what_is_known_is_known_to_every_process(data_folder: Path, *, indexed: bool) -> None:
+    """By heart, or by the tables that the carrier keeps."""
+    first, second = Spool(data_folder), Spool(data_folder)
+    until = time.time() + 60
+    made = Assignment(1, b"u", b"arm 1", until)
+    first.append(
+        [entry("a", b"1", made), Entry(DECISION, b"b", b"2", None, Reservation(1, 60, 100))]
+    )
+    if indexed:
+        assert first.index() == 2
+        assert first.index() == 0
+    told = second.append(
+        [
+            entry("a", b"other"),
+            entry("c", b"3", made._replace(body=b"arm 2")),
+            Entry(DECISION, b"d", b"4", None, Reservation(1, 60, 100)),
+            Entry(DECISION, b"e", b"5", None, Reservation(1, 40, 100)),
+        ]
+    )
+    assert told == [Stored(known=b"1"), Stored(assigned=b"arm 1"), Stored(exhausted=True), Stored()]
+    assert second.assignment(1, b"u", time.time()) == b"arm 1"
+    assert first.append([entry("e")]) == [Stored(known=b"5")]
+    assert first.committed(1) == second.committed(1) == 100
+    first.close()
+    second.close()
+
+
+def test_only_what_was_shipped_and_is_old_is_forgotten(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments.Segments.__init__, "__kwdefaults__", {"segment_bytes": 1})
     spool = Spool(data_folder)
-    spool.append([entry("a"), entry("b"), entry("c")])
-    assert spool.prune(2, before=time.time() - 60) == 0
-    assert spool.prune(2, before=time.time() + 60) == 2
-    assert [seq for seq, _, _ in spool.after(0, limit=9)] == [3]
+    for name in "abc":
+        spool.append([entry(name)])
+    while spool.index():
+        pass
+    spool.prune(2, before=time.time() - 60)
+    assert [number for number, _, _ in spool.after(0, limit=9)] == [1, 2, 3]
+    spool.prune(2, before=time.time() + 60)
+    assert [number for number, _, _ in spool.after(0, limit=9)] == [3]
     assert spool.last() == 3, "a position is never given twice"
+    assert spool.append([entry("a"), entry("c")]) == [Stored(), Stored(known=b"{}")]
     spool.close()
 
 
 def test_a_disk_that_refuses_acknowledges_nothing(data_folder: Path) -> None:
     spool = Spool(data_folder)
     spool.append([entry("a")])
-    blocker = sqlite3.connect(data_folder / "spool.sqlite", isolation_level=None)
-    blocker.execute("PRAGMA max_page_count = 1")
-    limit = Spool(data_folder)
-    limit._ensure_writer()
-    original = limit._connect
-
-    def full() -> sqlite3.Connection:
-        connection = original()
-        connection.execute("PRAGMA max_page_count = 1")
-        return connection
-
-    limit.close()
-    limit._connect = full  # type: ignore[method-assign]
-    with pytest.raises(SpoolError, match="full"):
-        limit.append([entry("b", os.urandom(200_000))])
-    assert spool.find(DECISION, b"b") is None
-    assert spool.append([entry("c")])[0].known is None
-    limit.close()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(SpoolError, match="large"):
+            spool.append([entry("b", os.urandom(200_000))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [body for _, _, body in spool.after(0, limit=9)] == [b"{}"]
+    assert spool.append([entry("b")])[0].known is None
     spool.close()
-    blocker.close()
+
+
+def test_an_earlier_release_left_its_entries_in_sqlite(data_folder: Path) -> None:
+    data_folder.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(data_folder / "spool.sqlite")) as connection:
+        connection.execute("CREATE TABLE entries (seq, kind, id, body, at)")
+        connection.execute(
+            "INSERT INTO entries VALUES (7, 0, x'61', x'31', 1), (8, 1, x'62', x'32', 2)"
+        )
+        connection.commit()
+    spool = Spool(data_folder)
+    assert spool.after(0, limit=9) == [(7, 0, b"1"), (8, 1, b"2")]
+    assert spool.append([entry("a")])[0].known == b"1"
+    assert Spool(data_folder).last() == 8
+    spool.close()
 
 
 def test_a_log_that_cannot_be_opened_refuses_instead_of_waiting(data_folder: Path) -> None:
@@ -110,7 +163,7 @@ def test_a_log_that_cannot_be_opened_refuses_instead_of_waiting(data_folder: Pat
 
     def send(number: int) -> None:
         try:
-            told.append(spool.append([entry("a")]) if number else spool.find(DECISION, b"a"))
+            told.append(spool.append([entry("a")]) if number else spool.read("spool"))
         except SpoolError as error:
             told.append(error)
 
@@ -122,27 +175,6 @@ def test_a_log_that_cannot_be_opened_refuses_instead_of_waiting(data_folder: Pat
     assert [type(one) for one in told] == [SpoolError] * 4
     spool._connect = original  # type: ignore[method-assign]
     assert spool.append([entry("a")])[0].known is None
-    spool.close()
-
-
-def test_forgetting_looks_only_at_what_it_forgets(data_folder: Path) -> None:
-    """Writers wait meanwhile, so it must not walk through a day's entries and assignments."""
-    spool = Spool(data_folder)
-    until = time.time() + 3600
-    spool.append(
-        [entry(str(n), assignment=Assignment(1, str(n).encode(), b"", until)) for n in range(3000)]
-    )
-    steps = 0
-
-    def count() -> None:
-        nonlocal steps
-        steps += 1
-
-    spool._reader.set_progress_handler(count, 100)
-    assert spool.prune(3000, before=time.time() - 60) == 0
-    spool._reader.set_progress_handler(None, 0)
-    assert steps < 10, "3,000 rows take far more than 1,000 instructions to walk through"
-    assert spool.prune(2000, before=time.time() + 60) == 2000
     spool.close()
 
 
@@ -178,13 +210,16 @@ def test_what_two_killed_processes_acknowledged_is_there(data_folder: Path) -> N
         )
         for name in ("x", "y")
     ]
-    time.sleep(2.0)
+    pipes = [child.stdout for child in children if child.stdout]
+    acknowledged = [pipe.readline().strip() for _ in range(10) for pipe in pipes]
     for child in children:
         child.send_signal(signal.SIGKILL)
-    acknowledged = [line for child in children for line in child.communicate()[0].split(b"\n")[:-1]]
+    acknowledged += [
+        line for child in children for line in child.communicate()[0].split(b"\n")[:-1]
+    ]
     spool = Spool(data_folder)
     stored = [body for _, _, body in spool.after(0, limit=1_000_000)]
-    assert len(acknowledged) > 20
+    assert len(acknowledged) >= 20
     assert set(acknowledged) <= set(stored)
     assert len(stored) == len(set(stored))
     assert len(stored) <= len(acknowledged) + 2, "at most one unacknowledged entry per process"
