@@ -281,7 +281,8 @@ class Carrier:
             self._spool.store_products(
                 [
                     (row.id, products.known(row.stock, row.price_minor, row.category, row.pace,
-                                            row.pace_at, row.competitors))
+                                            row.pace_at, row.competitors, price_at=row.price_at,
+                                            stock_at=row.stock_at))
                     for row in rows
                 ]
             )  # fmt: skip

@@ -192,7 +192,8 @@ class Product(Base):
     """One item of the catalogue.
 
     ``pace`` is how many pieces are sold a day, as computed from receipts (`service.traits`) at
-    ``pace_at``; None where it was never sold.
+    ``pace_at``; None where it was never sold. ``price_at`` and ``stock_at`` say when price and
+    stock were last told, if at all, to the day.
     """
 
     __tablename__ = "products"
@@ -208,6 +209,8 @@ class Product(Base):
     pace: Mapped[float | None] = mapped_column(Double)
     pace_at: Mapped[When | None]
     updated_at: Mapped[When] = mapped_column(server_default=func.clock_timestamp())
+    price_at: Mapped[When] = mapped_column(server_default=func.clock_timestamp())
+    stock_at: Mapped[When] = mapped_column(server_default=func.clock_timestamp())
 
 
 class CompetitorPrice(Base):

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import orjson
 
+TOLD_LAST = dt.timedelta(days=30)
+"""A price or a stock that the catalogue told longer ago counts as unknown. Long, because many shops
+tell changes only, and what sells slowly keeps its stock; all of it has to be told once a month."""
 PACE_LAST = dt.timedelta(days=30)
 """A pace of sales that was computed longer ago counts as unknown, as traits do."""
 COMPETITORS_LAST = dt.timedelta(days=7)
@@ -32,23 +35,36 @@ def known(
     pace: float | None,
     pace_at: dt.datetime | None,
     competitors: Sequence[tuple[int, int]] | None = None,
+    *,
+    price_at: dt.datetime | None = None,
+    stock_at: dt.datetime | None = None,
 ) -> bytes:
     """Return what a host keeps of a product.
 
-    ``pace`` is in pieces a day; ``competitors`` are (price, when it was seen, in seconds).
+    ``pace`` is in pieces a day; ``competitors`` are (price, when it was seen, in seconds); a price
+    or a stock that was told at no known time does not age.
     """
-    at = None if pace_at is None else round(pace_at.timestamp())
-    return orjson.dumps([stock, price_minor, category, pace, at, competitors or []])
+    at, *told = (
+        None if moment is None else round(moment.timestamp())
+        for moment in (pace_at, price_at, stock_at)
+    )
+    return orjson.dumps([stock, price_minor, category, pace, at, competitors or [], *told])
 
 
 def sold_out(kept: bytes) -> bool:
-    """Tell whether a product is out of stock, from what `known` kept; not where that is unknown."""
+    """Tell whether a product is out of stock, from what `known` kept; until told otherwise."""
     return bool(orjson.loads(kept)[0] == 0)
 
 
 def recalled(kept: bytes, now: dt.datetime) -> dict[str, object]:
     """Return the attributes of a product from what `known` kept, without those unknown now."""
-    stock, price_minor, category, pace, at, competitors = orjson.loads(kept)
+    stock, price_minor, category, pace, at, competitors, *told = orjson.loads(kept)
+    price_at, stock_at = told or (None, None)  # kept by a release that knew no ages
+    oldest = (now - TOLD_LAST).timestamp()
+    if price_at is not None and price_at <= oldest:
+        price_minor = None
+    if stock_at is not None and stock_at <= oldest:
+        stock = None
     since = (now - COMPETITORS_LAST).timestamp()
     lowest = min((price for price, seen in competitors if seen > since), default=None)
     pace_at = None if at is None else dt.datetime.fromtimestamp(at, dt.UTC)

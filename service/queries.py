@@ -424,7 +424,8 @@ def products_since(moment: Any) -> Query:
     )
     columns = (
         Product.id, Product.stock, Product.price_minor, Product.category, Product.pace,
-        Product.pace_at, prices.label("competitors"), Product.updated_at,
+        Product.pace_at, prices.label("competitors"), Product.price_at, Product.stock_at,
+        Product.updated_at,
     )  # fmt: skip
     return _since(Product.updated_at, moment, columns).order_by(Product.updated_at)
 

@@ -53,7 +53,10 @@ _TAKE = {
     ),
     "products": Taking(
         ("id",),
-        f"DO UPDATE SET ({', '.join(_ITEM)}, updated_at) = ({_TOLD}, clock_timestamp())"
+        f"DO UPDATE SET ({', '.join(_ITEM)}, updated_at) = ({_TOLD}, clock_timestamp()),"
+        " price_at = CASE WHEN excluded.price_minor IS NULL THEN products.price_at"
+        " ELSE clock_timestamp() END, stock_at = CASE WHEN excluded.stock IS NULL"
+        " THEN products.stock_at ELSE clock_timestamp() END"
         f" WHERE ({_HELD}) IS DISTINCT FROM ({_TOLD})",
     ),
     "competitor_prices": Taking(
@@ -66,6 +69,17 @@ _TAKE = {
     "transactions": Taking(("id",), "DO NOTHING"),
 }
 """What is told wins, gaps do not; of competitors' prices the newest."""
+_RETELL = """
+UPDATE products SET updated_at = clock_timestamp(),
+    price_at = CASE WHEN price THEN clock_timestamp() ELSE price_at END,
+    stock_at = CASE WHEN told.stock THEN clock_timestamp() ELSE stock_at END
+FROM (SELECT id, bool_or(price_minor IS NOT NULL) AS price, bool_or(stock IS NOT NULL) AS stock
+      FROM staging GROUP BY id) AS told
+WHERE products.id = told.id AND (
+    price AND price_at < clock_timestamp() - interval '1 day'
+    OR told.stock AND stock_at < clock_timestamp() - interval '1 day')
+"""
+"""What is told again as it was is no news, but it is no older than today either."""
 _TOUCH = """
 WITH touched AS (
     SELECT id FROM products WHERE id IN (SELECT product_id FROM staging) ORDER BY id FOR UPDATE)
@@ -198,12 +212,15 @@ def take(connection: Connection, kind: str, rows: Sequence[Sequence[Any]]) -> in
             rule=sql.SQL(taking.rule),
         )
     )  # fmt: skip
-    news = int(cursor.rowcount)
+    news, again = int(cursor.rowcount), 0
     if kind == "competitor_prices" and news:
         cursor.execute(_TOUCH)
+    if kind == "products":
+        cursor.execute(_RETELL)
+        again = cursor.rowcount
     if kind in _FOLDED_IN and news and len(rows) <= FEW_ROWS:
         cursor.execute(_ARRIVE)
-    if kind in _ANNOUNCED and news:
+    if kind in _ANNOUNCED and (news or again):
         connection.execute(select(func.pg_notify("barter", _ANNOUNCED[kind])))
     return news
 

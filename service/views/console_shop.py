@@ -12,7 +12,7 @@ from service import charts as drawn
 from service import shop
 from service.errors import NotFound
 from service.models import Campaign, Product
-from service.products import LONGEST_COVER_DAYS, cover_days, gap
+from service.products import LONGEST_COVER_DAYS, TOLD_LAST, cover_days, gap
 from service.shop import CustomerFile, Money, Purchases
 from service.traits import stored
 from service.views import console_words as words
@@ -244,7 +244,9 @@ def _product(one: Product, money: Money, rival: shop.Rival | None) -> ProductRow
     priced = one.price_minor is not None and one.unit_cost_minor is not None and one.price_minor
     margin = (one.price_minor or 0) - (one.unit_cost_minor or 0) if priced else None
     share = None if margin is None else margin / (one.price_minor or 1)
-    days = cover_days(one.stock, one.pace, one.pace_at, now())
+    old = one.stock is not None and now() - one.stock_at >= TOLD_LAST
+    days = None if old else cover_days(one.stock, one.pace, one.pace_at, now())
+    cover = "" if days is None else _cover(days)
     return ProductRow(
         id=one.id,
         name=one.name or one.id,
@@ -256,7 +258,7 @@ def _product(one: Product, money: Money, rival: shop.Rival | None) -> ProductRow
         rival="—" if rival is None else amount(rival.price_minor, money),
         rival_note="" if rival is None else _beside(one.price_minor, rival),
         stock=words.count(one.stock),
-        cover="" if days is None else _cover(days),
+        cover=f"told {words.ago(one.stock_at, now())}" if old else cover,
         short=one.stock == 0 or (days is not None and days < SHORT_COVER_DAYS),
     )
 

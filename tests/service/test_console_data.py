@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
@@ -302,7 +302,7 @@ def _decided(loop: Loop) -> str:
     return "customer-7"
 
 
-def test_products_show_margin_and_cover(app: Flask, stocked: None) -> None:
+def test_products_show_margin_and_cover(app: Flask, engine: Engine, stocked: None) -> None:
     browser = Browser(app).log_in("analyst")
     page = browser.get("/products").text
     assert "lasts 135 days" in page
@@ -313,6 +313,9 @@ def test_products_show_margin_and_cover(app: Flask, stocked: None) -> None:
     assert "Espresso" in browser.get("/products?search=0%25").text
     assert "No product fits" in browser.get("/products?search=%25%25").text
     assert "Green tea" in browser.get("/products?search=a").text
+    with db.transaction(engine) as session:
+        session.execute(update(Product).values(stock_at=func.now() - dt.timedelta(days=45)))
+    assert "told 45 d ago" in browser.get("/products").text
 
 
 def test_the_catalogue_is_paged_without_a_gap(app: Flask, engine: Engine) -> None:

@@ -383,6 +383,20 @@ def test_the_lowest_price_of_a_competitor_within_a_week_counts() -> None:
     assert products.recalled(kept, NOW + 25 * HOUR) == {"product_price_minor": 600}
 
 
+def test_a_price_and_a_stock_that_were_told_long_ago_are_unknown() -> None:
+    told = NOW - dt.timedelta(days=20)
+    kept = products.known(
+        80, 499, "Tea", 2.0, NOW, [(500, round(NOW.timestamp()))], price_at=told, stock_at=NOW
+    )
+    assert products.recalled(kept, NOW)["product_price_minor"] == 499
+    late = products.recalled(kept, NOW + dt.timedelta(days=10))
+    assert (late["product_stock"], late["product_stock_cover_days"]) == (80, 40)
+    assert not late.keys() & {"product_price_minor", "competitor_gap"}
+    assert products.recalled(kept, NOW + dt.timedelta(days=31)) == {"product_category": "Tea"}
+    before = b'[80,499,"Tea",null,null,[]]'  # as an earlier release kept it
+    assert products.recalled(before, NOW)["product_stock"] == 80
+
+
 def test_a_named_product_goes_after_the_request_and_before_the_store(loop: Loop) -> None:
     keys = ("product_stock", "product_price_minor", "product_stock_cover_days")
     features = [{"kind": "number", "key": key, "name": key, "default": -1} for key in keys]

@@ -13,6 +13,7 @@ from bandits import simplex
 from bandits.posteriors import shared
 from bandits.types import Contexts
 from service.definition import Offer
+from service.products import TOLD_LAST
 from service.views.console_campaigns import KNOWN_ATTRIBUTES
 from tests.loop import DEFINITION, definition
 
@@ -214,3 +215,5 @@ def test_every_attribute_that_can_be_known_is_documented() -> None:
     told = set(re.findall(r"`(\w+)`", " ".join(rows)))
     known = {name for name, _ in KNOWN_ATTRIBUTES}
     assert told == known - {f"taste_{place}" for place in range(2, 8)}
+    for name in ("product_stock", "product_price_minor"):
+        assert re.search(rf"`{name}` .* told within {TOLD_LAST.days} days \|", section)

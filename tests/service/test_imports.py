@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 
 from service.config import Config
 from service.imports import kinds, load
@@ -13,6 +13,7 @@ from service.models import Customer, Product, Transaction
 from service.runtime import pseudonym
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+OLD = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -71,12 +72,24 @@ def test_products_are_added_and_updated(engine: Engine) -> None:
     assert load.products(engine, first) == 2
     assert load.products(engine, first) == 0, "nothing has changed"
     assert load.products(engine, [first[0]._replace(price_minor=249), first[1]]) == 1
+    with engine.begin() as connection:
+        connection.execute(update(Product).values(price_at=OLD, stock_at=OLD))
+    again = [
+        first[0]._replace(price_minor=249, stock=None),
+        ProductRow("b", None, None, None, None, None, 7),
+    ]
+    assert load.products(engine, again) == 1
+    with engine.connect() as connection:
+        told = select(Product.price_at > OLD, Product.stock_at > OLD).order_by(Product.id)
+        assert connection.execute(told).all() == [(True, False), (False, True)], (
+            "no older than that"
+        )
     with engine.connect() as connection:
         columns = [Product.__table__.c[name] for name in kinds.kind("products").columns]
         rows = connection.execute(select(*columns).order_by(Product.id)).all()
     assert [tuple(row) for row in rows] == [
         ("a", "GROCERY", "TEA", None, 249, None, None),
-        ("b", None, None, "Ümlaut", None, None, None),
+        ("b", None, None, "Ümlaut", None, None, 7),
     ]
 
 
