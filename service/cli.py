@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from flask import Flask
 from sqlalchemy import Engine
 
 from service import logs
@@ -19,7 +19,9 @@ from service.config import Config, ConfigError
 from service.errors import BarterError
 from service.models import IMPORTS, ROLES, SCOPES
 
-WEB_THREADS = 16
+if TYPE_CHECKING:
+    from service.gateway import Gateway
+
 WORKER_STOP_SECONDS = 8
 
 
@@ -52,11 +54,10 @@ def web(config: Config, _: argparse.Namespace) -> int:
     Server(
         "service.cli:worker",
         factory=True,
-        interface=Interfaces.WSGI,
+        interface=Interfaces.RSGI,
         address=config.host,
         port=config.port,
         workers=config.workers,
-        blocking_threads=WEB_THREADS,
         backlog=1024,
         respawn_failed_workers=True,
         # One that is told to stop while it starts does not hear it.
@@ -68,14 +69,17 @@ def web(config: Config, _: argparse.Namespace) -> int:
     return 0
 
 
-def worker() -> Flask:
+def worker() -> "Gateway":
     """Return the application of one web worker, which ends when its server does."""
     from service.app import create_app
+    from service.gateway import Gateway
+    from service.hot import Hot
     from service.supervisor import when_orphaned
 
     # What was acknowledged is on disk, and nobody is left to hand requests to.
     when_orphaned(os.getppid(), lambda: os._exit(1))
-    return create_app()
+    app = create_app()
+    return Gateway(app, Hot(app).routes)
 
 
 def _share_figures(config: Config) -> None:

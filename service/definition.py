@@ -31,11 +31,12 @@ MAX_MINOR = 1_000_000_000
 LISTED = 30
 """How many products are kept for each customer to offer (`service.traits.lists`)."""
 EVERYONE = "everyone"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
 
 
 def _printable(value: str) -> str:
-    if any(ord(character) < 32 and character not in "\t\n\r" for character in value):
+    if _CONTROL.search(value):
         raise ValueError("must not contain control characters")
     return value
 

@@ -69,7 +69,8 @@ def segment_of(definition: CampaignDefinition, attributes: Mapping[str, object])
 
 def held_out(definition: CampaignDefinition, seed: bytes, unit: bytes) -> bool:
     """Tell whether a unit belongs to the holdout: a fixed draw per campaign and unit."""
-    return sampling.uniform(seed, b"holdout" + unit) < definition.holdout
+    share = definition.holdout
+    return share > 0 and sampling.uniform(seed, b"holdout" + unit) < share
 
 
 def masked(

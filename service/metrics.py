@@ -9,6 +9,7 @@ itself, which is right where there is only one.
 import os
 from collections import Counter as Tally
 from collections.abc import Iterable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -38,11 +39,31 @@ SECONDS = Histogram(
 )
 
 
+@cache
+def _decisions(campaign: str, arm: str, reason: str) -> Counter:
+    return DECISIONS.labels(campaign, arm, reason)
+
+
+@cache
+def _seconds(operation: str, status: int) -> Histogram:
+    return SECONDS.labels(operation, status)
+
+
+def count_decision(campaign: str, arm: str, reason: str) -> None:
+    """Count one decision that was answered."""
+    _decisions(campaign, arm, reason).inc()
+
+
+def observe(operation: str, status: int, seconds: float) -> None:
+    """Measure how long a request took."""
+    _seconds(operation, status).observe(seconds)
+
+
 def count_decisions(replies: Iterable[DecisionReply]) -> None:
     """Count decisions that were answered."""
     tally = Tally((reply.campaign, reply.arm, reply.reason) for reply in replies)
     for labels, number in tally.items():
-        DECISIONS.labels(*labels).inc(number)
+        _decisions(*labels).inc(number)
 
 
 def count_outcomes(receipt: OutcomeReceipt) -> None:

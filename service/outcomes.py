@@ -52,14 +52,15 @@ def record(
     """
     received = now or dt.datetime.now(dt.UTC)
     try:
-        stored = runtime.spool.append([_entry(event, received) for event in events])
+        stored = runtime.spool.append([entry(event, received) for event in events])
     except SpoolError as error:
         raise Unavailable("Outcomes cannot be kept at the moment; send them again.") from error
     duplicates = sum(result.known is not None for result in stored)
     return OutcomeReceipt(accepted=len(events) - duplicates, duplicates=duplicates)
 
 
-def _entry(event: OutcomeRequest, received: dt.datetime) -> Entry:
+def entry(event: OutcomeRequest, received: dt.datetime) -> Entry:
+    """Return the log entry of an event: the row of the table ``outcomes``."""
     row = {
         "event_id": event.event_id,
         "campaign_id": campaign_number(event.decision_id),

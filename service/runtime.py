@@ -15,7 +15,7 @@ class Runtime:
         self.config = config
         self.spool = Spool(config.data)
         self.catalogue = Catalogue(self.spool)
-        self._unit_key = config.key("unit")
+        self.pseudonym = Pseudonyms(config.key("unit"))
 
     def start(self) -> None:
         """Load the catalogue and begin to follow it."""
@@ -26,11 +26,27 @@ class Runtime:
         self.catalogue.stop()
         self.spool.close()
 
-    def pseudonym(self, unit: str) -> bytes:
-        """Return the keyed pseudonym (16 bytes) under which a unit is stored."""
-        return pseudonym(self._unit_key, unit)
+
+class Pseudonyms:
+    """The keyed pseudonyms (16 bytes) under which units are stored.
+
+    HMAC-SHA-256 (RFC 2104), cut; what depends on the key alone is computed once.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        block = key.ljust(64, b"\0") if len(key) <= 64 else hashlib.sha256(key).digest()
+        block = block.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def __call__(self, unit: str) -> bytes:
+        """Return the pseudonym of a unit."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(unit.encode())
+        outer.update(inner.digest())
+        return outer.digest()[:16]
 
 
 def pseudonym(key: bytes, unit: str) -> bytes:
-    """Return HMAC-SHA-256 (RFC 2104) of a unit, cut to 16 bytes."""
-    return hmac.digest(key, unit.encode(), hashlib.sha256)[:16]
+    """Return the pseudonym of one unit."""
+    return hmac.digest(key, unit.encode(), "sha256")[:16]

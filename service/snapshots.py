@@ -6,16 +6,17 @@ simplex from the same function, so a logged decision can be recomputed bit for b
 
 import copy
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from bandits import artefact, sampling, simplex
 from bandits.types import Contexts
 from service.definition import AUTO, CampaignDefinition
-from service.eligibility import State, state_at
+from service.eligibility import State, mask_bits, masked, state_at
 
 MAX_SIMPLEXES = 10_000
 
@@ -96,6 +97,18 @@ class LiveCampaign:
         self._caps = np.array(caps) if min(caps) < 1 else None
         self._contextual = self.served.contextual
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
+        self._chances: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._certain = [
+            Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
+            for arm in self.range_of_arms
+        ]
+        self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
+        self._offers: dict[tuple[int, int], orjson.Fragment] = {}
+        # Which arms are eligible hangs on the segment alone, unless a request excludes some.
+        self._conditional = definition.budget_minor is not None or any(
+            arm.only_if for arm in definition.arms
+        )
+        self._masked: dict[int, tuple[dict[str, str], int]] = {}
 
     @classmethod
     def load(
@@ -171,13 +184,47 @@ class LiveCampaign:
 
     def draw(self, segment: int, mask: int, key: bytes, context: Sequence[int] = ()) -> Choice:
         """Return the arm that the key draws: the same inputs always draw the same arm."""
-        chances = self.simplex(segment, mask, context)
+        chances = None if self._contextual else self._chances.get((segment, mask))
+        if chances is None:
+            chances = tuple(self.simplex(segment, mask, context).tolist())
+            if not self._contextual:
+                if len(self._chances) >= MAX_SIMPLEXES:
+                    self._chances.clear()
+                self._chances[segment, mask] = chances
         arm = sampling.draw(chances, sampling.uniform(self.seed, key))
-        return Choice(arm, float(chances[arm]), tuple(chances.tolist()))
+        return Choice(arm, chances[arm], chances)
 
     def certain(self, arm: int) -> Choice:
         """Return an arm that was not drawn: it had probability one."""
-        return Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
+        return self._certain[arm]
+
+    def masked(
+        self,
+        segment: int,
+        excluded: Collection[str],
+        attributes: Mapping[str, object],
+        committed: int,
+    ) -> tuple[dict[str, str], int]:
+        """Return the arms that must not be served, with reasons, and the mask of all others.
+
+        See `service.eligibility.masked`.
+        """
+        if excluded or self._conditional:
+            reasons = masked(self.definition, segment, excluded, attributes, committed)
+            return reasons, mask_bits(self.definition, reasons)
+        known = self._masked.get(segment)
+        if known is None:
+            reasons = masked(self.definition, segment, (), {})
+            known = self._masked[segment] = reasons, mask_bits(self.definition, reasons)
+        return known
+
+    def offer_json(self, segment: int, arm: int) -> orjson.Fragment:
+        """Return the offer of an arm in a segment as JSON."""
+        known = self._offers.get((segment, arm))
+        if known is None:
+            written = self.definition.offer(segment, arm).model_dump_json()
+            known = self._offers[segment, arm] = orjson.Fragment(written)
+        return known
 
     @property
     def range_of_arms(self) -> range:

@@ -52,7 +52,7 @@ def create_decisions(
         metrics.count_decisions(replies)
         return DecisionReplies.model_construct(decisions=tuple(replies))
     try:
-        (reply,) = decide(call.runtime, [_with_key(body)])
+        (reply,) = decide(call.runtime, [with_key(body, request.headers.get("Idempotency-Key"))])
     except BarterError as error:
         error.errors = tuple(
             FieldError(one.field.removeprefix("decisions[0]."), one.message) for one in error.errors
@@ -84,8 +84,12 @@ def create_outcomes(call: Call, body: OutcomeRequest | OutcomeList) -> OutcomeRe
     return receipt
 
 
-def _with_key(body: DecisionRequest) -> DecisionRequest:
-    key = request.headers.get("Idempotency-Key")
+def with_key(body: DecisionRequest, key: str | None) -> DecisionRequest:
+    """Return a request under the id that the header Idempotency-Key gives it, if it is there.
+
+    Raises:
+        Invalid: it is no such key, or the body says another one.
+    """
     if key is None or key == body.request_id:
         return body
     if body.request_id is not None:
@@ -104,4 +108,4 @@ def _wrong_key(message: str) -> Invalid:
     return Invalid(f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)])
 
 
-__all__ = ["api"]
+__all__ = ["api", "with_key"]

@@ -292,7 +292,5 @@ def observe(response: Response) -> Response:
     """Measure how long a request took, by operation."""
     started, operation = g.get("started"), g.get("operation")
     if started is not None and operation is not None:
-        metrics.SECONDS.labels(operation, response.status_code).observe(
-            time.perf_counter() - started
-        )
+        metrics.observe(operation, response.status_code, time.perf_counter() - started)
     return response

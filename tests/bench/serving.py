@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flask
+import msgspec
 from flask import Flask
 from sqlalchemy import func, update
 
 from service import campaigns, db, keys
-from service.cli import WEB_THREADS
 from service.config import Config
+from service.gateway import Gateway
 from service.imports import load
 from service.models import Product
 from service.supervisor import Barter
@@ -41,6 +42,7 @@ Request = tuple[str, str, dict[str, str]]
 FEATURES = 8
 PRODUCTS = 10_000
 PLAIN, EMPTY = "durable decision", "empty view"
+WSGI = "... by Granian's own WSGI, 4 threads"
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     PLAIN: {"key": "plain"},
     f"... that logs {FEATURES} features": {"key": "logged", "features": FEATURES},
@@ -63,15 +65,30 @@ class Sample(NamedTuple):
     p99: float
 
 
-def hello() -> Flask:
+class Hello(msgspec.Struct):
+    """What the empty view is sent."""
+
+    name: str
+
+
+def empty() -> Flask:
     """Return an app whose one view answers a JSON POST with a little JSON."""
     app = Flask("hello")
+    decode = msgspec.json.Decoder(Hello).decode
 
     @app.post("/hello")
-    def view() -> dict[str, str]:
-        return {"hello": flask.request.get_json()["name"]}
+    def view() -> flask.Response:
+        found = decode(flask.request.get_data(cache=False))
+        return flask.Response(
+            msgspec.json.encode({"hello": found.name}), mimetype="application/json"
+        )
 
     return app
+
+
+def hello() -> Gateway:
+    """Return the same behind the gateway that Barter is served by."""
+    return Gateway(empty(), {})
 
 
 def ask(port: int, request: Request, seconds: float) -> list[float]:
@@ -110,12 +127,12 @@ def free_port() -> int:
         return port
 
 
-def server(port: int) -> subprocess.Popen[bytes]:
-    """Start the empty view under the same server, workers and threads as Barter's."""
+def server(port: int, *interface: str, target: str) -> subprocess.Popen[bytes]:
+    """Start an empty view under Granian, with as many workers as Barter's."""
     command = [
-        sys.executable, "-m", "granian", "--interface", "wsgi", "--factory", "--port", str(port),
-        "--workers", "2", "--blocking-threads", str(WEB_THREADS), "--no-access-log",
-        "tests.bench.serving:hello",
+        sys.executable, "-m", "granian", "--interface", *interface, "--factory",
+        "--port", str(port),
+        "--workers", "2", "--no-access-log", f"tests.bench.serving:{target}",
     ]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(1200):
@@ -192,11 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Barter(config, quiet=True) as barter:
             asked = requests(launch(barter.database_url))
             time.sleep(2)
-            port = free_port()
-            beside = server(port)
+            ports = free_port(), free_port()
+            beside = [
+                server(ports[0], "rsgi", target="hello"),
+                server(ports[1], "wsgi", "--blocking-threads", "4", target="empty"),
+            ]
             kinds = {name: (config.port, request) for name, request in asked.items()}
             headers = {"Content-Type": "application/json"}
-            kinds[EMPTY] = (port, ("/hello", '{"name": "world"}', headers))
+            for name, port in zip((EMPTY, WSGI), ports, strict=True):
+                kinds[name] = (port, ("/hello", '{"name": "world"}', headers))
             found: dict[str, list[Sample]] = {name: [] for name in kinds}
             for _ in range(chosen.rounds):
                 for name, (where, request) in kinds.items():
@@ -205,8 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             where, request, connections=chosen.connections, seconds=chosen.seconds
                         )
                     )
-            beside.terminate()
-            beside.wait()
+            for child in beside:
+                child.terminate()
+                child.wait()
     print(f"{chosen.connections} connections, medians of {chosen.rounds} rounds\n")
     print("| what | requests/s | p50 ms | p99 ms |\n|-|-:|-:|-:|")
     for name, samples in found.items():

@@ -1,0 +1,165 @@
+"""The web worker as it is served: Granian, the hot routes, and Flask behind them."""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from service.config import Config
+from tests.bench.serving import free_port
+from tests.web import Web, serving
+
+OURS = re.compile(rb'[0-9a-f]{8}-[0-9a-f-]{27}|"expires_at":"[^"]*"|urn:barter:request:\w+')
+"""What differs between two answers to the same question."""
+LEFT_OUT = {"server", "date", "x-request-id", "connection", "vary"}
+"""Written by the server, or (Vary: Cookie) by a session that these routes have no use for."""
+
+
+class Served:
+    """A real web worker on the data folder of a loop."""
+
+    def __init__(self, port: int, web: Web) -> None:
+        self.port, self.web = port, web
+
+    def call(
+        self, method: str, path: str, body: Any = None, headers: Any = (), scope: str = "decide"
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send one request on a connection of its own."""
+        sent: dict[str, str | None] = {"Content-Type": "application/json"}
+        sent |= {"Authorization": f"Bearer {self.web.keys[scope]}"} | dict(headers)
+        data = json.dumps(body) if isinstance(body, dict) else body
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, data, {k: v for k, v in sent.items() if v is not None})
+        reply = connection.getresponse()
+        found = reply.read()
+        connection.close()
+        return reply.status, {k.lower(): v for k, v in reply.getheaders()}, found
+
+
+@pytest.fixture
+def web(config: Config, engine: Engine) -> Iterator[Web]:
+    with serving(config, engine) as made:
+        yield made
+
+
+@pytest.fixture
+def served(web: Web, config: Config, database_url: str) -> Iterator[Served]:
+    """Launch the campaign and serve it by one worker."""
+    web.loop.launch(sticky_seconds=3600)
+    here = replace(config, port=free_port(), workers=1, database_url=database_url)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "web"],
+        env=os.environ | here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    made = Served(here.port, web)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            if made.call("GET", "/readyz")[0] == 200:
+                break
+        except OSError:
+            time.sleep(0.1)
+    yield made
+    child.terminate()
+    assert child.wait(30) == 0
+
+
+ASK = {"campaign": "spring", "unit": "ana", "attributes": {"recency_days": 3}}
+KEYED = ASK | {"unit": "bea", "request_id": "r1"}
+DECISIONS: list[tuple[Any, dict[str, str | None]]] = [
+    (ASK, {}),
+    (ASK | {"exclude_arms": ["ten"]}, {}),
+    (KEYED, {}),
+    (KEYED, {}),
+    (KEYED | {"unit": "carl"}, {}),
+    (ASK, {"Idempotency-Key": "r2"}),
+    (ASK, {"Idempotency-Key": "r2"}),
+    (ASK, {"Idempotency-Key": ""}),
+    (KEYED, {"Idempotency-Key": "r2"}),
+    (ASK | {"campaign": "none"}, {}),
+    (ASK | {"unit": ""}, {}),
+    (ASK | {"unit": "a\0b"}, {}),
+    (ASK | {"nobody": 1}, {}),
+    ({"decisions": [ASK, ASK]}, {}),
+    (b'{"campaign": "spring", "campaign": "spring", "unit": "u"}', {}),
+    (b'{"campaign": "spring", "unit": "\xff"}', {}),
+    (b"[" * 5000, {}),
+    (b"", {}),
+    (ASK, {"Content-Type": "text/plain"}),
+    (ASK, {"Content-Type": "application/json; charset=utf-8"}),
+    (ASK, {"Authorization": None}),
+    (ASK, {"Authorization": "Bearer bk_live_abcdefgh_" + "x" * 43}),
+    (ASK, {"X-Request-Id": "a-request-of-mine"}),
+]
+
+
+def test_hot_routes_answer_as_flask_does(served: Served) -> None:
+    """Every answer is the one that the views give alone, header by header."""
+    web = served.web
+    web.loop.decide("ana")
+    for body, headers in DECISIONS:
+        status, told, found = served.call("POST", "/v1/decisions", body, headers)
+        sent: dict[str, str | None] = {"Content-Type": "application/json"}
+        sent |= {"Authorization": f"Bearer {web.keys['decide']}"} | headers
+        expected = web.client.post(
+            "/v1/decisions",
+            data=json.dumps(body) if isinstance(body, dict) else body,
+            headers={name: value for name, value in sent.items() if value is not None},
+        )
+        assert (status, OURS.sub(b"", found)) == (
+            expected.status_code, OURS.sub(b"", expected.data)), body  # fmt: skip
+        theirs = {name.lower(): value for name, value in expected.headers.items()}
+        assert _same(told) == _same(theirs), body
+        if "X-Request-Id" in headers:
+            assert told["x-request-id"] == headers["X-Request-Id"]
+    decision = json.loads(served.call("POST", "/v1/decisions", ASK)[2])["decision_id"]
+    event = {"event_id": "e1", "decision_id": decision, "kind": "clicked"}
+    for text in (b'{"accepted":1,"duplicates":0}', b'{"accepted":0,"duplicates":1}'):
+        answer = served.call("POST", "/v1/outcomes", event, scope="reward")
+        assert (answer[0], answer[2]) == (202, text)
+    assert served.call("POST", "/v1/outcomes", event, scope="decide")[0] == 403
+    web.loop.carry()
+    assert web.loop.runtime.spool.rejected() == 0
+
+
+def _same(headers: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name not in LEFT_OUT}
+
+
+def test_a_unit_keeps_its_arm_whoever_asks_at_once(served: Served) -> None:
+    def ask(_number: int) -> tuple[str, str]:
+        status, _, found = served.call("POST", "/v1/decisions", ASK | {"unit": "dora"})
+        assert status == 200
+        return json.loads(found)["arm"], json.loads(found)["reason"]
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, range(128)))
+    assert len({arm for arm, _ in answers}) == 1
+    assert sorted(reason for _, reason in answers) == ["policy"] + ["sticky"] * 127
+
+
+def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> None:
+    long = b'{"campaign": "spring", "unit": "' + b"x" * (3 << 20) + b'"}'
+    assert served.call("POST", "/v1/decisions", long)[0] == 413
+    assert served.call("HEAD", "/openapi.json")[2] == b""
+    document = served.call("GET", "/openapi.json")
+    assert len(document[2]) == int(document[1]["content-length"]) > 100_000
+    assert served.call("GET", "/no/such%20p%C3%A4ge")[0] == 404
+    half = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
+    for one in half:
+        one.sendall(b"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert served.call("POST", "/v1/decisions", ASK)[0] == 200, "those who dawdle hold up nobody"
+    for one in half:
+        one.close()
+    assert served.call("POST", "/v1/decisions", ASK)[0] == 200
