@@ -28,12 +28,11 @@ _NO_PERSONAS = Personas(_ROW, _ROW, _ROW, _TABLE, _TABLE, _ROW)
 
 
 def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
-    """Store the models as the next version, traits and products to offer, and products' paces.
+    """Store traits and products to offer, products' paces, and the models as the next version.
 
-    Returns the version. Traits and paces are stored in pieces, each a transaction; a run that is
-    cut short leaves some with those of before, until the next one.
+    Returns the version. Traits and paces are stored in pieces, each a transaction, and the version
+    last: a run that is cut short counts for nothing, and the refit is still due.
     """
-    version = _store_models(engine, shop, fitted)
     names, columns = _columns(fitted)
     for start in range(0, len(shop.units), ROWS):
         with engine.begin() as connection:
@@ -43,7 +42,7 @@ def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
     for start in range(0, len(sold), ROWS):
         with engine.begin() as connection:
             _store_paces(connection, shop, fitted, sold[start : start + ROWS])
-    return version
+    return _store_models(engine, shop, fitted)
 
 
 def last(session: Session) -> Last:

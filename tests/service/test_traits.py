@@ -257,6 +257,20 @@ def test_only_the_last_versions_are_kept(shop: Engine) -> None:
     assert versions == {3, 4, 5}
 
 
+def test_a_publication_that_is_cut_short_is_still_due(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> None:
+        raise RuntimeError
+
+    found = history.read(shop)
+    monkeypatch.setattr(publish, "_store_paces", cut)
+    with pytest.raises(RuntimeError):
+        publish.publish(shop, found, fit(found))
+    with db.transaction(shop) as session:
+        assert stored.newest_version(session) == 0
+
+
 def test_interactions_count_by_what_they_say(engine: Engine, config: Config) -> None:
     now = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     deeds = [("a", "view"), ("a", "cart"), ("b", "return"), ("b", "view")]
