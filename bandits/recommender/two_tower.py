@@ -14,6 +14,7 @@ Liang, Krishnan, Hoffman and Jebara, WWW 2018 (multinomial likelihood); Kingma a
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -93,30 +94,43 @@ def fit(
         item_features: (I, G), standardised.
         seed: of the random start and all draws.
     """
-    known = _known(events, user_features, item_features)
-    towers = Tower(events.users, factors), Tower(events.items, factors)
+    known = known_of(events, user_features, item_features)
     keys = jax.random.split(jax.random.key(seed), 3)
-    popular = jnp.log(known.chance)
-    parameters = {
-        "user": towers[0].init(keys[0], jnp.zeros(1, jnp.int32), known.user_features[:1]),
-        "item": towers[1].init(keys[1], jnp.zeros(1, jnp.int32), known.item_features[:1]),
-        "bias": popular - popular.mean(),
-    }
     steps = max(FEWEST, iterations * -(-events.users // PEOPLE))
     fitted = _fit(
-        parameters, known, keys[2], jnp.int32(steps), jnp.float32(rate),
+        start(known, keys, factors=factors), known, keys[2], jnp.int32(steps), jnp.float32(rate),
         jnp.float32(regularization), factors=factors, candidates=min(candidates, events.items),
     )  # fmt: skip
-    users, items, bias = (np.asarray(part) for part in _vectors(fitted, known, factors=factors))
+    return factors_of(fitted, known, factors=factors)
+
+
+def start(known: Known, keys: Array, *, factors: int) -> dict[str, Any]:
+    """What a fit begins with: small random towers (of the first two keys), biases by popularity."""
+    popular = jnp.log(known.chance)
+    one = jnp.zeros(1, jnp.int32)
+    users, items = Tower(len(known.user_features), factors), Tower(len(popular), factors)
+    return {
+        "user": users.init(keys[0], one, known.user_features[:1]),
+        "item": items.init(keys[1], one, known.item_features[:1]),
+        "bias": popular - popular.mean(),
+    }
+
+
+def factors_of(parameters: Any, known: Known, *, factors: int) -> Factors:
+    """The vectors and biases that fitted parameters stand for."""
+    users, items, bias = (np.asarray(part) for part in _vectors(parameters, known, factors=factors))
     mean = users.mean(axis=0) if len(users) else np.zeros(factors)
     score = items @ mean + bias
     chance = np.exp(score - score.max())
     return Factors.ranking(users, items, bias, chance=chance, curvature=1.0)
 
 
-def _known(
-    events: Interactions, user_features: NDArray[Any] | None, item_features: NDArray[Any] | None
+def known_of(
+    events: Interactions,
+    user_features: NDArray[Any] | None = None,
+    item_features: NDArray[Any] | None = None,
 ) -> Known:
+    """The history and the features on the device; no features unless given."""
     rows = by_user(events)
     count = np.bincount(rows.column, minlength=events.items) + 1.0
     features = [
@@ -133,24 +147,24 @@ def _known(
 @functools.partial(jax.jit, static_argnames="factors")
 def _vectors(parameters: Any, known: Known, *, factors: int) -> tuple[Array, Array, Array]:
     """All customers' and items' vectors, and the items' biases."""
-    users = _tower(parameters["user"], known.user_features, slice(None), factors)
-    items = _tower(parameters["item"], known.item_features, slice(None), factors)
+    users = tower(parameters["user"], known.user_features, slice(None), factors)
+    items = tower(parameters["item"], known.item_features, slice(None), factors)
     return users, items, parameters["bias"]
 
 
-def _tower(parameters: Any, features: Array, which: Any, factors: int) -> Array:
+def tower(parameters: Any, features: Array, which: Any, factors: int) -> Array:
+    """The vectors (..., K) of the rows ``which`` (...,) of one tower."""
     number = jnp.arange(features.shape[0], dtype=jnp.int32)[which]
-    tower = Tower(features.shape[0], factors)
     shape = number.shape
     flat = number.reshape(-1)
-    made: Any = tower.apply(parameters, flat, features[flat])
+    made: Any = Tower(features.shape[0], factors).apply(parameters, flat, features[flat])
     return made.reshape(*shape, factors)
 
 
-def _own(parameters: Any) -> Array:
+def own(parameters: Any) -> Array:
     """(R, K) the embeddings of one tower."""
-    own: Array = parameters["params"]["Embed_0"]["embedding"]
-    return own
+    embedding: Array = parameters["params"]["Embed_0"]["embedding"]
+    return embedding
 
 
 @functools.partial(jax.jit, static_argnames=("factors", "candidates"), donate_argnums=0)
@@ -159,14 +173,24 @@ def _fit(
     *, factors: int, candidates: int,
 ) -> Any:  # fmt: skip
     """The parameters after ``steps`` steps of Adam."""
+    missed = functools.partial(
+        loss, known=known, ridge=ridge, factors=factors, candidates=candidates
+    )
+    return descended(missed, parameters, key, steps, rate)
+
+
+def descended(
+    missed: Callable[..., Array], parameters: Any, key: Array, steps: Array, rate: Array
+) -> Any:
+    """The parameters after ``steps`` of Adam down ``missed(parameters, key=)``.
+
+    Every step has a key of its own; the rate falls to zero as a cosine.
+    """
     adam = optax.scale_by_adam()
 
     def step(number: Array, carried: Any) -> Any:
         now, memory = carried
-        slope = jax.grad(_loss)(
-            now, known, jax.random.fold_in(key, number), ridge,
-            factors=factors, candidates=candidates,
-        )  # fmt: skip
+        slope = jax.grad(missed)(now, key=jax.random.fold_in(key, number))
         change, memory = adam.update(slope, memory, now)
         pace = -rate * 0.5 * (1.0 + jnp.cos(jnp.pi * number / steps)).astype(jnp.float32)
         return optax.apply_updates(now, jax.tree.map(lambda part: pace * part, change)), memory
@@ -174,8 +198,8 @@ def _fit(
     return jax.lax.fori_loop(0, steps, step, (parameters, adam.init(parameters)))[0]
 
 
-def _loss(
-    parameters: Any, known: Known, key: Array, ridge: Array, *, factors: int, candidates: int
+def loss(
+    parameters: Any, *, known: Known, key: Array, ridge: Array, factors: int, candidates: int
 ) -> Array:
     """Negative log-likelihood and prior of a step's customers, per choice."""
     whom, what, against = jax.random.split(key, 3)
@@ -192,13 +216,13 @@ def _loss(
         drawn = jnp.searchsorted(jnp.cumsum(known.chance), point).astype(jnp.int32)
         drawn = jnp.minimum(drawn, things - 1)
         correction = -jnp.log(known.chance[drawn] * candidates)
-    x = _tower(parameters["user"], known.user_features, u, factors)
-    y = _tower(parameters["item"], known.item_features, drawn, factors)
-    theirs = _tower(parameters["item"], known.item_features, chosen, factors)
+    x = tower(parameters["user"], known.user_features, u, factors)
+    y = tower(parameters["item"], known.item_features, drawn, factors)
+    theirs = tower(parameters["item"], known.item_features, chosen, factors)
     bias = parameters["bias"]
     everything = jax.nn.logsumexp(x @ y.T + bias[drawn] + correction, axis=1)
     hit = (jnp.einsum("bk,bck->bc", x, theirs) + bias[chosen]).mean(axis=1)
     missed = (degree * (everything - hit)).sum()
-    prior = (_own(parameters["user"])[u] ** 2).sum()
-    prior += PEOPLE / people * (_own(parameters["item"]) ** 2).sum()
+    prior = (own(parameters["user"])[u] ** 2).sum()
+    prior += PEOPLE / people * (own(parameters["item"]) ** 2).sum()
     return (missed + 0.5 * ridge * prior) / jnp.maximum(degree.sum(), 1)

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from bandits import features
 from bandits.customers import response
 from bandits.customers.response import Response
+from bandits.recommender import interactions
+from bandits.recommender.interactions import Interactions
 from service.demo import world
 from service.demo.panel import LAST_WEEK, Panel
 from service.demo.segments import CUT_WEEK, Households, households, segment_of
@@ -77,32 +79,97 @@ class Category(NamedTuple):
     foretold: Response
 
 
-def known(panel: Panel) -> Known:
-    """Return what is known of the households at the end of week 20."""
+class Seen(NamedTuple):
+    """What N households did in a category of K kinds of product, in 40 weeks.
+
+    Attributes:
+        bought: (N, K, 40) who bought which kind in which week.
+        present: (N, 40) who was in the shop.
+        usual: (N, K) which kinds a household had bought up to some week, and may be offered.
+        depth: (K, 40) the discount in force; not a number where the kind was not sold.
+    """
+
+    bought: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+    usual: NDArray[np.bool_]
+    depth: Floats
+
+
+class Rows(NamedTuple):
+    """What a response is fitted to: (R,) each."""
+
+    unit: Ints
+    kind: Ints
+    week: Ints
+    depth: Floats
+    bought: NDArray[np.bool_]
+
+
+def known(panel: Panel, *, until: int = CUT_WEEK) -> Known:
+    """Return the households known at the end of week 20, with traits from weeks up to ``until``."""
     found = households(panel)
-    fitted = fit.fit(_shop(panel))
+    fitted = fit.fit(_shop(panel, until))
     return Known(found, segment_of(found), fitted.traits, fitted.summary)
+
+
+def choices(panel: Panel, *, until: int = CUT_WEEK) -> Interactions:
+    """Return which kinds of product the known households bought in weeks up to ``until``."""
+    shop = _shop(panel, until)
+    kinds = np.unique(pc.drop_null(panel.products.column("kind")).to_numpy().astype(str))
+    bought = shop.kinds[shop.receipts.product].astype(str)
+    named = bought != ""
+    item = np.searchsorted(kinds, bought[named])
+    return interactions.interactions(
+        shop.receipts.unit[named], item, users=len(shop.units), items=len(kinds)
+    )
+
+
+def seen(panel: Panel, before: Known, name: str, *, until: int = CUT_WEEK) -> Seen:
+    """Return what the known households did in a category; usual is what they had bought by then."""
+    people = before.households
+    kind, row, kinds = world._kinds(panel, name, people)
+    bought, present = _bought(panel, kind, row, (people.id.size, kinds))
+    usual: NDArray[np.bool_] = np.asarray(bought[:, :, :until].any(axis=2))
+    return Seen(bought, present, usual, world.depths(panel, kind, kinds))
+
+
+def rows(found: Seen, weeks: Ints) -> Rows:
+    """Return who could have bought a usual kind in some weeks (from 0), being in the shop."""
+    depth = found.depth[:, weeks]
+    possible = found.usual[:, :, None] & found.present[:, None, weeks] & np.isfinite(depth)[None]
+    unit, kind, week = np.nonzero(possible)
+    bought = found.bought[:, :, weeks][unit, kind, week]
+    return Rows(unit, kind, weeks[week], depth[kind, week], bought)
+
+
+def respond(some: Rows, *, units: int, told: Floats | None = None) -> Response:
+    """Return the response of all households, drawn to what ``told`` (N, D) foretells."""
+    return response.fit(
+        some.unit,
+        some.depth,
+        some.bought,
+        units=units,
+        fixed=[some.kind, some.week - some.week.min(initial=LAST_WEEK)],
+        traits=told,
+    )
 
 
 def category(panel: Panel, before: Known, name: str) -> Category:
     """Return the campaign of a category."""
-    people = before.households
-    kind, row, kinds = world._kinds(panel, name, people)
-    depth = world.depths(panel, kind, kinds)
-    bought, present = _bought(panel, kind, row, (people.id.size, kinds))
-    usual: NDArray[np.bool_] = np.asarray(bought[:, :, :CUT_WEEK].any(axis=2))
-    early, late = np.split(np.arange(LAST_WEEK), [CUT_WEEK])
-    earlier, _ = _response(bought, present, usual, depth, early)
-    foretold, _ = _response(bought, present, usual, depth, early, told=numbers(before)[ALL])
-    later, who = _response(bought, present, usual, depth, late)
-    chosen = np.unique(who)
+    kind, row, _ = world._kinds(panel, name, before.households)
+    found, units = seen(panel, before, name), len(before.segment)
+    early, late = (rows(found, weeks) for weeks in np.split(np.arange(LAST_WEEK), [CUT_WEEK]))
+    earlier = respond(early, units=units)
+    foretold = respond(early, units=units, told=numbers(before)[ALL])
+    later = respond(late, units=units)
+    chosen = np.unique(late.unit)
     base = np.quantile(later.base, (np.arange(POINTS) + 0.5) / POINTS)
     visits, day = _visits(panel, row, chosen)
     return Category(
         name=name,
         row=chosen,
         conversion=response.chance(later, DEPTH, base=base)[chosen],
-        value_minor=_values(panel, kind, row, usual),
+        value_minor=_values(panel, kind, row, found.usual),
         visits=visits,
         day=day,
         later=later,
@@ -148,13 +215,14 @@ def groupings(before: Known, campaign: Category) -> dict[str, Ints]:
         "none": before.segment[row],
         "by chance": np.random.default_rng(0).integers(0, GROUPS, len(row)),
         "persona": persona[row],
-        "all four": _fifth(campaign.foretold.foretold[1, row]),
-        "own response": _fifth(campaign.earlier.tilt[row]),
-        "all and own response": _fifth(campaign.foretold.tilt[row]),
+        "all four": fifths(campaign.foretold.foretold[1, row]),
+        "own response": fifths(campaign.earlier.tilt[row]),
+        "all and own response": fifths(campaign.foretold.tilt[row]),
     }
 
 
-def _fifth(values: Floats) -> Ints:
+def fifths(values: Floats) -> Ints:
+    """Return which fifth of all each value lies in, from 0."""
     cuts = np.quantile(values, np.arange(1, GROUPS) / GROUPS)
     return np.searchsorted(cuts, values).astype(np.int64)
 
@@ -179,10 +247,11 @@ def _coded_categories(panel: Panel) -> tuple[Ints, list[str], Ints]:
     return np.where(item >= 0, code[item], -1), names.tolist(), items
 
 
-def _shop(panel: Panel) -> Shop:
-    """Return weeks 1-20 as the history that traits are computed from."""
-    early = panel.column("week") <= CUT_WEEK
-    units, unit = np.unique(panel.column("household")[early], return_inverse=True)
+def _shop(panel: Panel, until: int) -> Shop:
+    """Return the weeks up to ``until`` as the history that traits are computed from."""
+    units = np.unique(panel.column("household")[panel.column("week") <= CUT_WEEK])
+    early = panel.column("week") <= until
+    unit = np.searchsorted(units, panel.column("household")[early])
     products, product = np.unique(panel.column("product_id")[early], return_inverse=True)
     named = panel.products.sort_by("product_id")
     place = world._lookup(named.column("product_id").to_numpy(), products)
@@ -223,29 +292,6 @@ def _bought(
     bought[row[inside], kind[inside], week[inside]] = True
     present[row[seen], week[seen]] = True
     return bought, present
-
-
-def _response(
-    bought: NDArray[np.bool_],
-    present: NDArray[np.bool_],
-    usual: NDArray[np.bool_],
-    depth: Floats,
-    weeks: Ints,
-    *,
-    told: Floats | None = None,
-) -> tuple[Response, Ints]:
-    """Return the response in some weeks, and the household of every row it was fitted to."""
-    possible = usual[:, :, None] & present[:, None, weeks] & np.isfinite(depth[:, weeks])[None]
-    unit, kind, week = np.nonzero(possible)
-    found = response.fit(
-        unit,
-        depth[:, weeks][kind, week],
-        bought[:, :, weeks][unit, kind, week],
-        units=len(usual),
-        fixed=[kind, week],
-        traits=told,
-    )
-    return found, unit
 
 
 def _values(panel: Panel, kind: Ints, row: Ints, usual: NDArray[np.bool_]) -> Ints:

@@ -51,7 +51,7 @@ ARMS, SEGMENTS = len(DEPTH), 5
 HIERARCHICAL = "thompson_hierarchical"
 SYSTEMS = ("linear_ucb", HIERARCHICAL, "linear_thompson")
 #: Sets of features that the slower systems are run with.
-CHIEF = ("none", "all four", "own response", "all and own response")
+CHIEF = ("none", "all four", "own response", "all and own response", "joint network")
 SLOW = ("linear_thompson",)
 #: Categories by size that the groups were found on, and down to which they were then tried.
 FOUND_ON, DOWN_TO = 8, 60
@@ -215,7 +215,7 @@ def told(campaign: Campaign, system: str) -> list[str]:
     """Return the names of the sets that a system is run with."""
     if system == HIERARCHICAL:
         return list(campaign.groups)
-    return list(CHIEF if system in SLOW else campaign.sets)
+    return [name for name in campaign.sets if system not in SLOW or name in CHIEF]
 
 
 def _run(campaign: Campaign, system: str, name: str, visits: Stream) -> Floats:
