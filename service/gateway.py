@@ -136,10 +136,13 @@ class _Body(io.RawIOBase):
         return size
 
     async def _next(self) -> bytes:
-        async for piece in self._pieces:
-            if piece:
-                return piece
-        return b""
+        # Not `async for`, which would ask for the iterator anew: Granian gives it once.
+        try:
+            while not (piece := await self._pieces.__anext__()):
+                pass
+        except StopAsyncIteration:
+            return b""
+        return piece
 
 
 def _small(scope: Any) -> bool:

@@ -152,6 +152,14 @@ def test_a_unit_keeps_its_arm_whoever_asks_at_once(served: Served) -> None:
 def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> None:
     long = b'{"campaign": "spring", "unit": "' + b"x" * (3 << 20) + b'"}'
     assert served.call("POST", "/v1/decisions", long)[0] == 413
+    file = b"id,name\n" + b"".join(b"p%d,Item of some length %d\n" % (n, n) for n in range(90_000))
+    assert len(file) > 2 << 20
+    kept = served.call(
+        "POST", "/v1/imports?kind=products", file, {"Content-Type": "text/csv"}, scope="manage"
+    )
+    assert kept[0] == 202
+    path = served.web.loop.runtime.config.data / "imports" / str(json.loads(kept[2])["id"])
+    assert path.read_bytes() == file
     assert served.call("HEAD", "/openapi.json")[2] == b""
     document = served.call("GET", "/openapi.json")
     assert len(document[2]) == int(document[1]["content-length"]) > 100_000
