@@ -96,9 +96,17 @@ def receive(config: Config, stream: IO[bytes], *, limit: int) -> Received:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             log.error("file_not_taken_in", error=error.strerror)
+            _hear_out(stream, limit - size)
             raise Unavailable("This server's disk cannot take the file just now.") from None
         raise
     return Received(path, size, digest.hexdigest())
+
+
+def _hear_out(stream: IO[bytes], most: int) -> None:
+    """Read the rest of what is being sent: who still sends does not hear that it is refused."""
+    with contextlib.suppress(OSError):
+        while most > 0 and (block := stream.read(BLOCK)):
+            most -= len(block)
 
 
 def tidy(config: Config) -> None:

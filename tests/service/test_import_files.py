@@ -2,6 +2,7 @@
 
 import datetime as dt
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -407,6 +408,13 @@ def test_a_file_beyond_the_limit_leaves_nothing_behind(config: Config, tmp_path:
     assert list(jobs.folder(config).iterdir()) == []
 
 
+class Full:
+    """Takes one block, and is on a full disk then."""
+
+    def update(self, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_keeps_nothing_and_says_so(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +424,12 @@ def test_a_full_disk_keeps_nothing_and_says_so(
     monkeypatch.setattr(os, "fsync", full)
     with written(tmp_path, HEADER).open("rb") as stream, pytest.raises(Unavailable, match="disk"):
         jobs.receive(config, stream, limit=10**6)
+    assert list(jobs.folder(config).iterdir()) == []
+    monkeypatch.setattr(hashlib, "sha256", Full)
+    with written(tmp_path, b"x" * 3_000_000).open("rb") as stream:
+        with pytest.raises(Unavailable, match="disk"):
+            jobs.receive(config, stream, limit=10**7)
+        assert stream.read() == b"", "who still sends would not hear the refusal"
     assert list(jobs.folder(config).iterdir()) == []
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from service import metrics
+
 COUNT = """
 from service import metrics
 from service.messages import OutcomeReceipt
@@ -26,3 +28,10 @@ def test_any_process_answers_for_all_of_them(tmp_path: Path) -> None:
     shown = run(COUNT + SHOW, tmp_path)
     assert 'bandit_outcomes_total{result="accepted"} 6.0' in shown
     assert 'bandit_outcomes_total{result="duplicate"} 2.0' in shown
+
+
+def test_counts_have_their_room_before_the_disk_is_full(tmp_path: Path) -> None:
+    run("from service import metrics", tmp_path)
+    sizes = [path.stat().st_blocks * 512 for path in tmp_path.iterdir()]
+    assert len(sizes) == 2
+    assert min(sizes) >= metrics.SHARED_BYTES, "no holes: nothing is left to be found full"
