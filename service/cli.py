@@ -138,7 +138,7 @@ def learn(config: Config, _: argparse.Namespace) -> int:
 
 
 def _patient(url: str) -> Engine:
-    """Return an engine for work that reads whole tables."""
+    """Return an engine for work that reads whole tables, or whole files."""
     from service import db
 
     return db.engine(url, pool_size=2, statement_timeout_seconds=600.0)
@@ -160,12 +160,13 @@ def _wake_on_stop(wake: threading.Event, stop: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _engine(config: Config) -> Iterator[Engine]:
+def _engine(config: Config, *, patient: bool = False) -> Iterator[Engine]:
     """Give an engine on the database, having started the embedded one where that is used."""
     from service import db
     from service.supervisor import database_url
 
-    engine = db.engine(database_url(config))
+    url = database_url(config)
+    engine = _patient(url) if patient else db.engine(url)
     try:
         yield engine
     finally:
@@ -243,7 +244,8 @@ def import_file(config: Config, arguments: argparse.Namespace) -> int:
     from service.imports import command
     from service.supervisor import until_signalled
 
-    with until_signalled() as stop, _engine(config) as engine:
+    # A chunk of a file takes as long as the machine is busy: half a minute has been seen.
+    with until_signalled() as stop, _engine(config, patient=True) as engine:
         return command.run(engine, config, arguments, stop)
 
 

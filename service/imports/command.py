@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from service.config import Config
 from service.db import transaction
@@ -124,6 +125,10 @@ def _read(
             )  # fmt: skip
         except jobs.TakenOver:
             raise BarterError("Another process is reading this file just now.") from None
+        except OperationalError:
+            raise BarterError(
+                "The database is away. Run the same command again: it goes on where it stands."
+            ) from None
 
 
 def print_summary(job: Import) -> None:
