@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from service.gateway import Gateway
 
 WORKER_STOP_SECONDS = 8
+MAX_CONNECTIONS = 4096
+YIELDING = 5
+"""How nice carrier and learner are: where processors are scarce, checkouts go first."""
 
 
 def serve(config: Config, _: argparse.Namespace) -> int:
@@ -58,7 +61,8 @@ def web(config: Config, _: argparse.Namespace) -> int:
         address=config.host,
         port=config.port,
         workers=config.workers,
-        backlog=1024,
+        backlog=MAX_CONNECTIONS,
+        backpressure=MAX_CONNECTIONS,
         respawn_failed_workers=True,
         # One that is told to stop while it starts does not hear it.
         workers_kill_timeout=WORKER_STOP_SECONDS,
@@ -98,6 +102,7 @@ def carry(config: Config, _: argparse.Namespace) -> int:
     from service.spool import Spool
     from service.supervisor import database_url, follow, until_signalled
 
+    os.nice(YIELDING)
     url = database_url(config)
     spool = Spool(config.data)
     carrier = Carrier(spool, db.engine(url))

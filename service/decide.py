@@ -232,11 +232,29 @@ def draft(runtime: Runtime, request: DecisionRequest, now: dt.datetime, index: i
     Raises:
         UnknownCampaign: the request names a campaign that does not exist.
     """
+    made = begun(runtime, request, now, index)
+    try:
+        _choose(runtime, made)
+        _with_products(runtime, made)
+    except (SpoolError, ValueError, ArithmeticError):
+        # Whatever is wrong with our disk or with a policy's state, a checkout gets an answer.
+        log.exception("default_arm_served", campaign=made.campaign.definition.key)
+        made.segment = segment_of(made.campaign.definition, request.attributes)
+        return made.unavailable()
+    return made
+
+
+def begun(runtime: Runtime, request: DecisionRequest, now: dt.datetime, index: int = 0) -> Draft:
+    """Return a decision before anything has been chosen: the default arm, as if unavailable.
+
+    Raises:
+        UnknownCampaign: the request names a campaign that does not exist.
+    """
     campaign = runtime.catalogue.campaign(request.campaign)
     if campaign is None:
         raise UnknownCampaign(request.campaign, index)
     definition = campaign.definition
-    made = Draft(
+    return Draft(
         decision_id(campaign, request.request_id),
         request,
         campaign,
@@ -246,15 +264,6 @@ def draft(runtime: Runtime, request: DecisionRequest, now: dt.datetime, index: i
         now,
         campaign.version,
     )
-    try:
-        _choose(runtime, made)
-        _with_products(runtime, made)
-    except (SpoolError, ValueError, ArithmeticError):
-        # Whatever is wrong with our disk or with a policy's state, a checkout gets an answer.
-        log.exception("default_arm_served", campaign=definition.key)
-        made.segment = segment_of(definition, request.attributes)
-        return made.unavailable()
-    return made
 
 
 def _choose(runtime: Runtime, made: Draft) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import structlog
 from flask import Flask
 
-from service.hot import Answer, Headers, Route
+from service.hot import Answer, Headers, Route, refused
 
 THREADS = 16
+MAX_WAITING = 256
+"""How many requests may wait for a thread, or be in one."""
 WHOLE_BYTES = 1 << 20
 """Bodies up to this size are read, and sent, in one piece."""
 BODY_SECONDS = 30.0
@@ -32,6 +34,7 @@ class Gateway:
 
     def __init__(self, app: Flask, routes: Mapping[str, Route]) -> None:
         self._app, self._routes = app, routes
+        self._waiting = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="flask")
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
@@ -66,7 +69,14 @@ class Gateway:
         source = io.BytesIO(body) if body is not None else _Body(protocol, loop)
         environ = _environ(scope, source)
         call = _Call(self._app, environ, protocol, loop)
-        answer = await loop.run_in_executor(self._threads, call)
+        if self._waiting >= MAX_WAITING:
+            protocol.response_bytes(*refused("Too much is asked at once; try again in a second."))
+            return
+        self._waiting += 1
+        try:
+            answer = await loop.run_in_executor(self._threads, call)
+        finally:
+            self._waiting -= 1
         if answer is not None:
             protocol.response_bytes(*answer)
 

@@ -14,16 +14,18 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import orjson
 import structlog
 from flask import Flask
 
 from service import decide, metrics, outcomes, security, validation
 from service.app import REQUEST_ID, SECURITY_HEADERS
 from service.definition import Document
-from service.errors import BarterError
+from service.errors import BarterError, Unavailable
 from service.messages import DecisionReply, DecisionRequest, OutcomeReceipt, OutcomeRequest
 from service.spool import FRESH, Entry, SpoolError, Stored
 from service.views.api import with_key
+from service.views.contract import PROBLEM
 
 Headers = list[tuple[str, str]]
 Answer = tuple[int, Headers, bytes]
@@ -37,12 +39,25 @@ CONSTANT = [
 log = structlog.get_logger()
 
 
+MAX_WAITING = 1_000
+"""How many may wait for the disk. More would wait in vain: they get the default arm at once."""
+
+
+def refused(detail: str) -> Answer:
+    """Return the answer to what cannot be taken just now."""
+    error = Unavailable(detail, retry_after_seconds=1)
+    headers = [(name.lower(), value) for name, value in error.headers.items()]
+    text = orjson.dumps(error.problem())
+    return error.status, [*CONSTANT[:-1], ("content-type", PROBLEM), *headers], text
+
+
 class Hot:
     """The hot routes of one worker."""
 
     def __init__(self, app: Flask) -> None:
         self._runtime = app.extensions["barter"]
         self._told = _Told()
+        self._waiting = 0
         self.routes: dict[str, Route] = {
             "/v1/decisions": self.decision,
             "/v1/outcomes": self.outcome,
@@ -54,16 +69,18 @@ class Hot:
         request = self._plain(DecisionRequest, "decide", headers, query, body)
         if request is None:
             return None
+        now, busy = dt.datetime.now(dt.UTC), self._waiting >= MAX_WAITING
         try:
             request = with_key(request, headers.get("idempotency-key"))
-            made = decide.draft(self._runtime, request, dt.datetime.now(dt.UTC))
+            made = (decide.begun if busy else decide.draft)(self._runtime, request, now)
         except BarterError:
             return None
-        told = await self._kept([made.entry()])
-        if told is None:
-            made = made.unavailable()
-        elif told[0] is not FRESH:
-            return await self._settled(made, told[0], headers, started)
+        if not busy:
+            told = await self._kept([made.entry()])
+            if told is None:
+                made = made.unavailable()
+            elif told[0] is not FRESH:
+                return await self._settled(made, told[0], headers, started)
         metrics.count_decision(made.campaign.definition.key, made.arm, made.reason)
         return self._answer("create_decisions", 200, headers, made.json(), started)
 
@@ -88,9 +105,11 @@ class Hot:
         event = self._plain(OutcomeRequest, "reward", headers, query, body)
         if event is None or "idempotency-key" in headers:
             return None
-        told = await self._kept([outcomes.entry(event, dt.datetime.now(dt.UTC))])
+        told = None
+        if self._waiting < MAX_WAITING:
+            told = await self._kept([outcomes.entry(event, dt.datetime.now(dt.UTC))])
         if told is None:
-            return None
+            return refused(outcomes.NOT_KEPT)
         known = told[0].known is not None
         receipt = OutcomeReceipt.model_construct(accepted=int(not known), duplicates=int(known))
         metrics.count_outcomes(receipt)
@@ -117,7 +136,11 @@ class Hot:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[Stored] | SpoolError] = loop.create_future()
         self._runtime.spool.submit(entries, lambda told: self._told.add(loop, done, told))
-        told = await done
+        self._waiting += 1
+        try:
+            told = await done
+        finally:
+            self._waiting -= 1
         if isinstance(told, SpoolError):
             log.error("not_kept", count=len(entries), error=str(told))
             return None

@@ -20,6 +20,7 @@ from service.runtime import Runtime
 from service.spool import OUTCOME, Entry, SpoolError
 
 MAX_LATE = 32_767
+NOT_KEPT = "Outcomes cannot be kept at the moment; send them again."
 
 
 class Event(NamedTuple):
@@ -54,7 +55,7 @@ def record(
     try:
         stored = runtime.spool.append([entry(event, received) for event in events])
     except SpoolError as error:
-        raise Unavailable("Outcomes cannot be kept at the moment; send them again.") from error
+        raise Unavailable(NOT_KEPT) from error
     duplicates = sum(result.known is not None for result in stored)
     return OutcomeReceipt(accepted=len(events) - duplicates, duplicates=duplicates)
 

@@ -1,10 +1,12 @@
 """The web worker as it is served: Granian, the hot routes, and Flask behind them."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -17,11 +19,14 @@ import pytest
 from sqlalchemy import Engine
 
 from service.config import Config
+from service.hot import MAX_WAITING
+from service.segments import Segments
 from tests.bench.serving import free_port
 from tests.web import Web, serving
 
 OURS = re.compile(rb'[0-9a-f]{8}-[0-9a-f-]{27}|"expires_at":"[^"]*"|urn:barter:request:\w+')
 """What differs between two answers to the same question."""
+MORE = 30
 LEFT_OUT = {"server", "date", "x-request-id", "connection", "vary"}
 """Written by the server, or (Vary: Cookie) by a session that these routes have no use for."""
 
@@ -171,3 +176,53 @@ def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> Non
     for one in half:
         one.close()
     assert served.call("POST", "/v1/decisions", ASK)[0] == 200
+
+
+def test_a_disk_that_hangs_costs_a_checkout_no_more_than_its_discount(
+    served: Served, config: Config
+) -> None:
+    """Another process holds the log: a thousand wait for it, the others are answered at once."""
+    decided = served.call("POST", "/v1/decisions", ASK)[2]
+    event = {"event_id": "e", "decision_id": json.loads(decided)["decision_id"], "kind": "clicked"}
+    with Segments(config.data / "log").locked():
+        asked = [_sent(served, ASK | {"unit": f"u{n}"}) for n in range(MAX_WAITING + MORE)]
+        early = _answered(asked, MORE)
+        assert {_reason(one) for one in early} == {"unavailable"}
+        status, headers, _ = served.call("POST", "/v1/outcomes", event, scope="reward")
+        assert (status, headers["retry-after"]) == (503, "1")
+        told = json.loads(served.call("POST", "/v1/decisions", ASK)[2])
+        assert (told["arm"], told["reason"]) == ("none", "unavailable")
+    assert {_reason(one) for one in asked if one not in early} == {"policy"}
+    assert served.call("POST", "/v1/outcomes", event, scope="reward")[0] == 202
+    assert served.web.loop.runtime.spool.last() == 1 + MAX_WAITING + 1
+
+
+def _sent(served: Served, body: Any) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    headers = {"Authorization": f"Bearer {served.web.keys['decide']}"}
+    connection.request(
+        "POST", "/v1/decisions", json.dumps(body), headers | {"Content-Type": "application/json"}
+    )
+    return connection
+
+
+def _reason(connection: http.client.HTTPConnection) -> str:
+    with contextlib.closing(connection):
+        reason: str = json.loads(connection.getresponse().read())["reason"]
+        return reason
+
+
+def _answered(
+    asked: list[http.client.HTTPConnection], number: int
+) -> list[http.client.HTTPConnection]:
+    """Wait until so many have an answer, and no more within a moment."""
+    poll = select.poll()
+    for one in asked:
+        poll.register(one.sock, select.POLLIN)
+    deadline = time.monotonic() + 60
+    while len(poll.poll(500)) < number:
+        assert time.monotonic() < deadline
+    time.sleep(0.5)
+    ready = {descriptor for descriptor, _ in poll.poll(0)}
+    assert len(ready) == number
+    return [one for one in asked if one.sock.fileno() in ready]
