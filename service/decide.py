@@ -16,7 +16,6 @@ it.
 
 import datetime as dt
 import hashlib
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from typing import Any
 import orjson
 import structlog
 
-from service import contexts, products, recommended
+from service import contexts, products, recommended, security
 from service.definition import CampaignDefinition, Offer, RecommendedOffer
 from service.eligibility import held_out, segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
@@ -204,7 +203,7 @@ def decision_id(campaign: LiveCampaign, request_id: str | None) -> uuid.UUID:
     in this host's spool within a day, and in Postgres for good.
     """
     if request_id is None:
-        tail = os.urandom(12)
+        tail = security.random_bytes(12)
     else:
         tail = hashlib.blake2b(request_id.encode(), key=campaign.seed, digest_size=12).digest()
     number = int.from_bytes(campaign.id.to_bytes(4, "big") + tail, "big")

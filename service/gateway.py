@@ -44,11 +44,7 @@ class Gateway:
             return
         body = None
         if _small(scope):
-            try:
-                body = await asyncio.wait_for(protocol(), BODY_SECONDS)
-            except TimeoutError:
-                protocol.response_empty(408, [("connection", "close")])
-                return
+            body = await protocol()
             route = self._routes.get(scope.path)
             if route is not None and scope.method == "POST":
                 answer = await self._answered(route, scope, body)

@@ -8,7 +8,6 @@ the lists, all errors and their words. The answers here are the same byte for by
 
 import asyncio
 import datetime as dt
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -127,7 +126,7 @@ class Hot:
             key = self._runtime.catalogue.api_key(given.public_id)
             if key is None or not security.proves(given.secret, key.secret_sha256):
                 return None
-            return validation.parse(model, body) if scope in key.scopes else None
+            return validation.plain(model, body) if scope in key.scopes else None
         except BarterError:
             return None
 
@@ -151,7 +150,7 @@ class Hot:
     ) -> Answer:
         given = headers.get("x-request-id")
         if given is None or not REQUEST_ID.fullmatch(given):
-            given = os.urandom(16).hex()
+            given = security.random_bytes(16).hex()
         metrics.observe(operation, status, time.perf_counter() - started)
         return status, [*CONSTANT, ("x-request-id", given)], text
 

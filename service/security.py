@@ -16,9 +16,11 @@ No scope contains another one: a key has exactly the scopes that it lists.
 import base64
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import string
+import threading
 from typing import NamedTuple
 
 import orjson
@@ -29,6 +31,7 @@ _ALPHABET = string.ascii_lowercase + string.digits
 _BEARER = re.compile(r"[Bb]earer +bk_live_([a-z0-9]{8})_([A-Za-z0-9_-]{32,86})")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{1,400}")
 _TAG_BYTES = 16
+POOL_BYTES = 8192
 
 
 class Credentials(NamedTuple):
@@ -41,6 +44,30 @@ class Credentials(NamedTuple):
     def text(self) -> str:
         """The key as its owner keeps it."""
         return f"bk_live_{self.public_id}_{self.secret}"
+
+
+class _Pool:
+    """Bytes of the system's generator, fetched for many identifiers at once: a call takes 5 us."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.clear()
+        os.register_at_fork(after_in_child=self.clear)
+
+    def clear(self) -> None:
+        """Forget what is left: a forked process must not hand out the same."""
+        self._bytes, self._place = b"", POOL_BYTES
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes; none is handed out twice."""
+        with self._lock:
+            if self._place + size > len(self._bytes):
+                self._bytes, self._place = os.urandom(POOL_BYTES), 0
+            start, self._place = self._place, self._place + size
+            return self._bytes[start : self._place]
+
+
+random_bytes = _Pool().take
 
 
 def new_credentials() -> Credentials:

@@ -31,6 +31,7 @@ _CHECKED = struct.Struct("<IQ")
 SEGMENT_BYTES = 64 << 20
 READ_BYTES = 1 << 20
 SETTLED_NS = 1_000_000_000
+LOOK_NS = 200_000_000
 log = structlog.get_logger()
 
 
@@ -66,19 +67,21 @@ class Segments:
     def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder, self._segment_bytes = folder, segment_bytes
-        self._reading, self._appending = _File(), _File()
+        self._reading, self._appending, self._lock = _File(), _File(), _File()
         self._names: list[int] = []
-        self._listed_ns = 0
+        self._looked_ns = self._listed_ns = 0
+        self._torn = False
+        self._named = -1, folder  # the path that was made last: making one takes a while
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only one who appends, of all processes of the host."""
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._lock.opened(self._folder / "lock", os.O_CREAT)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def names(self) -> list[int]:
         """Return the first number of every segment, oldest first."""
@@ -125,7 +128,7 @@ class Segments:
             OSError: the disk refused.
         """
         # Looked for first: once there is another segment, this one does not grow any more.
-        following = next((name for name in self.names() if name > place.segment), None)
+        following = self._following(place)
         while True:
             data = self._bytes(place, most)
             records, end = _records(data, place)
@@ -133,6 +136,7 @@ class Segments:
                 break
             most *= 2  # a record longer than what was read, or damage
         if records or following is None:
+            self._torn = bool(data) and not records
             return records, end
         if data:
             log.error("log_damaged", segment=place.segment, offset=place.offset, bytes=len(data))
@@ -150,7 +154,7 @@ class Segments:
             self.sync(end)
             end = self._create(end.number)
         descriptor = self._appending.opened(self._path(end.segment))
-        if os.fstat(descriptor).st_size > end.offset:
+        if self._torn:
             log.warning("log_tail_cut", segment=end.segment, offset=end.offset)
             os.ftruncate(descriptor, end.offset)
         data = b"".join([_framed(end.number + n, payload) for n, payload in enumerate(payloads)])
@@ -187,11 +191,24 @@ class Segments:
 
     def close(self) -> None:
         """Close what is open."""
-        self._reading.close()
-        self._appending.close()
+        for file in (self._reading, self._appending, self._lock):
+            file.close()
+
+    def _following(self, place: Place) -> int | None:
+        """Return the segment after a place's, if there is one; asked often, it looks now and then.
+
+        One that is not full is followed only where its end has been damaged.
+        """
+        now = time.monotonic_ns()
+        if 0 < place.offset < self._segment_bytes and now - self._looked_ns < LOOK_NS:
+            return None
+        self._looked_ns = now
+        return next((name for name in self.names() if name > place.segment), None)
 
     def _path(self, segment: int) -> Path:
-        return self._folder / f"{segment:020d}.log"
+        if segment != self._named[0]:
+            self._named = segment, self._folder / f"{segment:020d}.log"
+        return self._named[1]
 
     def _create(self, number: int) -> Place:
         os.close(os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -216,10 +233,10 @@ class _File:
         self._path: Path | None = None
         self._descriptor = -1
 
-    def opened(self, path: Path) -> int:
+    def opened(self, path: Path, flags: int = 0) -> int:
         """Return the descriptor of a file, opened if it is another than before."""
-        if path != self._path:
-            descriptor = os.open(path, os.O_RDWR)
+        if path is not self._path and path != self._path:
+            descriptor = os.open(path, os.O_RDWR | flags, 0o600)
             self.close()
             self._path, self._descriptor = path, descriptor
         return self._descriptor

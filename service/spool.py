@@ -43,6 +43,7 @@ BUSY_SECONDS = 10.0
 MAX_GROUP = 4096
 PRUNE_ROWS = 2_000
 INDEX_BYTES = 4 << 20
+FORGET_SECONDS = 0.2
 RECORD_BYTES = 16 << 10
 WAL_BYTES = 64 << 20  # what a burst may leave of SQLite's write-ahead log
 
@@ -227,7 +228,7 @@ class Spool:
         self._log, self._reading = Segments(folder / "log"), Segments(folder / "log")
         self._reading_lock, self._tail_lock = threading.Lock(), threading.Lock()
         self._shipping = self._newest = NOWHERE
-        self._tail, self._end = _Tail(), NOWHERE
+        self._tail, self._end, self._forgot_at = _Tail(), NOWHERE, 0.0
         with contextlib.closing(self._connect()) as connection:
             os.chmod(self._path, 0o600)
             connection.executescript(SCHEMA)
@@ -585,12 +586,15 @@ class Spool:
         return told
 
     def _catch_up(self) -> None:
-        """Learn what other processes have appended, and forget what the tables know."""
-        indexed = self._indexed()
-        with self._tail_lock:
-            self._tail.forget(indexed.number)
-            if self._end.number < indexed.number:
-                self._tail, self._end = _Tail(), indexed
+        """Learn what others have appended; now and then forget what the tables know."""
+        now = time.monotonic()
+        if self._end is NOWHERE or now - self._forgot_at > FORGET_SECONDS:
+            self._forgot_at = now
+            indexed = self._indexed()
+            with self._tail_lock:
+                self._tail.forget(indexed.number)
+                if self._end.number < indexed.number:
+                    self._tail, self._end = _Tail(), indexed
         while True:
             records, self._end = self._log.read(self._end)
             if not records:

@@ -116,8 +116,10 @@ def test_only_what_was_shipped_and_is_old_is_forgotten(
     spool.prune(2, before=time.time() + 60)
     assert [number for number, _, _ in spool.after(0, limit=9)] == [3]
     assert spool.last() == 3, "a position is never given twice"
-    assert spool.append([entry("a"), entry("c")]) == [Stored(), Stored(known=b"{}")]
     spool.close()
+    again = Spool(data_folder)
+    assert again.append([entry("a"), entry("c")]) == [Stored(), Stored(known=b"{}")]
+    again.close()
 
 
 def test_a_disk_that_refuses_acknowledges_nothing(data_folder: Path) -> None:
