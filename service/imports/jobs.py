@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import structlog
 from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from service import audit
@@ -239,6 +240,11 @@ def work(
         return _end(engine, id, "failed", _told(error))
     except MemoryError:
         return _end(engine, id, "failed", "The file needs more memory than an import may have.")
+    except OperationalError:
+        # The database is away, or its disk is full: no fault of the file, which waits for it.
+        with transaction(engine) as session:
+            get(session, id).attempts -= 1
+        raise
     return _end(engine, id, "done", None)
 
 

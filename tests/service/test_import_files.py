@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import OperationalError
 
 from service import db
 from service.config import Config
 from service.errors import Conflict, Invalid, TooLarge, Unavailable
-from service.imports import jobs
+from service.imports import jobs, load
 from service.imports.kinds import Settings
 from service.models import (
     CompetitorPrice,
@@ -431,6 +432,26 @@ def test_a_full_disk_keeps_nothing_and_says_so(
             jobs.receive(config, stream, limit=10**7)
         assert stream.read() == b"", "who still sends would not hear the refusal"
     assert list(jobs.folder(config).iterdir()) == []
+
+
+def test_a_database_without_room_is_no_fault_of_the_file(
+    engine: Engine, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OperationalError("COPY", {}, OSError(errno.ENOSPC, "No space left on device"))
+
+    with written(tmp_path, HEADER + good(5)).open("rb") as stream:
+        received = jobs.receive(config, stream, limit=10**9)
+    job = jobs.accept(
+        engine, config, received, kind="transactions", name="f", settings=Settings(), actor="test"
+    )
+    path = jobs.folder(config) / str(job.id)
+    with monkeypatch.context() as patched:
+        patched.setattr(load, "take", full)
+        for _ in range(jobs.ATTEMPTS + 1):
+            with pytest.raises(OperationalError):
+                jobs.work(engine, config, job.id, path)
+    assert jobs.work(engine, config, job.id, path).stored == 5
 
 
 def test_the_command_reads_a_file_and_says_what_it_found(
