@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from service.gateway import Gateway
 
 WORKER_STOP_SECONDS = 8
+RESPAWN_SECONDS = 4.0
 MAX_CONNECTIONS = 4096
 YIELDING = 5
 """How nice carrier and learner are: where processors are scarce, checkouts go first."""
 
 
 def serve(config: Config, _: argparse.Namespace) -> int:
-    """Start everything on this host and keep it alive until Ctrl-C."""
+    """Start everything on this host and keep it alive until Ctrl-C.
+
+    SIGHUP replaces the web workers one by one, without a request that fails.
+    """
     from service.supervisor import Barter, until_signalled
 
     with until_signalled() as stop, Barter(config) as barter:
+        signal.signal(signal.SIGHUP, lambda *_: barter.renew())
         print(f"Barter is ready: console and API at {barter.url} (Ctrl-C stops it)", flush=True)
         if not _any_user(config):
             print("Nobody can log in yet. Add yourself: barter user add you@example.com")
@@ -65,6 +70,7 @@ def web(config: Config, _: argparse.Namespace) -> int:
         backlog=MAX_CONNECTIONS,
         backpressure=MAX_CONNECTIONS,
         respawn_failed_workers=True,
+        respawn_interval=RESPAWN_SECONDS,
         # One that is told to stop while it starts does not hear it.
         workers_kill_timeout=WORKER_STOP_SECONDS,
         log_access=False,

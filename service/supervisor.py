@@ -84,6 +84,12 @@ class Barter:
             raise
         self._bundle = bundle.prepare(self.config.data / "cache")
 
+    def renew(self) -> None:
+        """Replace the web workers one by one, each after its successor serves."""
+        web = self.pids().get("web")
+        if web is not None:
+            os.kill(web, signal.SIGHUP)
+
     def stop(self) -> None:
         """Stop the parts, each after what it has begun, and the embedded database last."""
         self._stop.set()

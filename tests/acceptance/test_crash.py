@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,7 @@ class Load:
         self.outage = threading.Event()
         self.longest = 0.0
         self.wrong: list[str] = []
+        self.broken: list[str] = []
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._shop, args=(number,)) for number in range(CLIENTS)
@@ -98,9 +99,9 @@ class Load:
         while True:
             try:
                 status, told = self._post(path, body)
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 # The worker that had the request was killed: send it again, under the same id.
-                pass
+                self.broken.append(repr(error))
             else:
                 if status in (200, 202):
                     self.longest = max(self.longest, time.monotonic() - started)
@@ -134,6 +135,38 @@ def kill(pid: int | None) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def renew(barter: Barter) -> None:
+    """Replace the web workers, once all serve, and wait until all are new and serve."""
+    until(lambda: listening(barter.config.port) == 2)
+    old = set(children(barter.pids()["web"]))
+    barter.renew()
+    until(lambda: not old & set(children(barter.pids()["web"])))
+    until(lambda: listening(barter.config.port) == 2)
+
+
+def listening(port: int) -> int:
+    """Count the sockets that listen on a port; every worker has one."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(
+        line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines
+    )
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def hang(postmaster: int | None, number: signal.Signals) -> None:
+    """Stop PostgreSQL, all its processes, or let it go on."""
+    assert postmaster
+    for process in (postmaster, *children(postmaster)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
 def test_nothing_acknowledged_is_lost_or_doubled(database: Config, data_folder: Path) -> None:
     url = embedded.start(database)
     config = Config(data=data_folder, secret=SECRET, database_url=url, port=free_port(), workers=2)
@@ -145,7 +178,18 @@ def test_nothing_acknowledged_is_lost_or_doubled(database: Config, data_folder: 
         _, key = keys.create(session, name="load", scopes=["decide", "reward"], actor="test")
     with Barter(config, quiet=True) as barter:
         with Load(config.port, key) as load:
+            time.sleep(2)
+            renew(barter)
+            # Each worker listens on a socket of its own, and the kernel resets what waits in it.
+            assert len(load.broken) <= CLIENTS // 2, "a rolling restart fails hardly a request"
+            load.broken.clear()
+            stopped = embedded.status(database).pid
+            hang(stopped, signal.SIGSTOP)
+            before = len(load.decided)
             time.sleep(3)
+            assert len(load.decided) > before + 30, "a database that hangs holds up no checkout"
+            hang(stopped, signal.SIGCONT)
+            assert load.broken == []
             for part in ("learn", "carry"):
                 kill(barter.pids()[part])
                 time.sleep(1.5)
