@@ -38,6 +38,7 @@ from service.errors import (
     Unauthorised,
     UnsupportedMedia,
 )
+from service.imports import jobs
 from service.keys import find_live
 from service.models import ApiKey
 from service.runtime import Runtime
@@ -215,6 +216,8 @@ def _bound(
             if request.mimetype not in operation.files:
                 raise UnsupportedMedia(f"Send the file as one of {', '.join(operation.files)}.")
             request.max_content_length = MAX_FILE_BYTES
+            if (request.content_length or 0) > MAX_FILE_BYTES:
+                raise jobs.too_large(MAX_FILE_BYTES)
         made = view(call, **places)
         return _response(operation, made)
 

@@ -98,7 +98,9 @@ def test_a_bad_file_or_setting_is_refused_and_changes_nothing(
         problem(web.call("GET", path, scope="read"), 404)
     problem(web.call("POST", "/v1/imports/99/undo"), 404)
     monkeypatch.setattr(contract, "MAX_FILE_BYTES", 100)
-    assert "larger than" in problem(upload(web, HEADER + good(40)), 413)["detail"]
+    detail = problem(upload(web, HEADER + good(40)), 413)["detail"]
+    assert "larger than 100 bytes" in detail
+    assert "barter import" in detail, "and what to do instead"
     with db.transaction(web.engine) as session:
         assert session.scalars(select(Import)).all() == []
     assert list(jobs.folder(config).iterdir()) == []
