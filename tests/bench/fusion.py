@@ -18,6 +18,7 @@ import argparse
 import functools
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,14 +79,24 @@ def borrowed(systems: tuple[str, ...] = (HIERARCHICAL, LINEAR)) -> list[Record]:
     return [r for r in records if r["set"] in BORROWED and r["system"] in systems]
 
 
+def complete(records: list[Record]) -> list[Record]:
+    """Return the records of those seeds of a category that every way was run on."""
+    needed = {HIERARCHICAL: {*BORROWED, *WAYS}, LINEAR: {NONE, "joint network"}}
+    ran: dict[tuple[Any, ...], set[str]] = {}
+    for one in records:
+        ran.setdefault((one["category"], one["system"], one["seed"]), set()).add(one["set"])
+    full = {key for key, sets in ran.items() if sets >= needed[key[1]]}
+    found = (r for r in records if (r["category"], r["system"], r["seed"]) in full)
+    return [r for r in found if r["set"] in needed[r["system"]]]
+
+
 def table(records: list[Record], ready: Prepared, *, command: str) -> str:
     """Return the study as markdown."""
+    records = complete(records)
     whole = context_value.table(records, ready.found, command=command)
-    _, said, rest = whole.partition(command)
-    head = f"# What fusion is worth\n\n`{said}"
-    cut = rest.index("\n## ")
+    head, cut, rest = whole.replace("# What context is", "# What fusion is", 1).partition("\n## ")
     parts = [_chosen(ready.told), *_pairs(records, ready.found)]
-    return head + rest[:cut] + "\n" + "\n".join(parts) + rest[cut:]
+    return head + "\n" + "\n".join(parts) + cut + rest
 
 
 def _chosen(told: fusion.Chosen) -> str:
@@ -137,6 +148,21 @@ def _pairs(records: list[Record], found: list[Campaign]) -> list[str]:
     return [*lines, ""]
 
 
+def run(
+    found: list[Campaign], records: list[Record], *, seeds: int,
+    keep: Callable[[list[Record]], None],
+) -> list[Record]:  # fmt: skip
+    """Return the records with those that are missing."""
+    study: Any = functools.partial(context_value.study, copies=4, keep=keep)
+    records = study(found, seeds=seeds, systems=[HIERARCHICAL], records=records)
+    linear = {r["category"] for r in records if r["system"] == LINEAR}
+    few = [campaign for campaign in found if campaign.truth.name in linear]
+    more: list[Record] = study(
+        few, seeds=min(seeds, LINEAR_SEEDS), systems=[LINEAR], records=records
+    )
+    return more
+
+
 def prepared(cache: Path, kept: Path | None) -> Prepared:
     """Return the campaigns, from a file that an earlier run has kept where there is one."""
     if kept is not None and kept.exists():
@@ -154,6 +180,7 @@ def main() -> None:
     """Run the study and write its table and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20, help="seeds per category (20)")
+    parser.add_argument("--table", action="store_true", help="run nothing, only write the table")
     parser.add_argument("--keep", type=Path, help="file to keep traits and truth in between runs")
     parser.add_argument(
         "--output",
@@ -171,12 +198,8 @@ def main() -> None:
         if kept:
             kept.write_text("[\n" + ",\n".join(own) + "\n]\n")
 
-    study: Any = functools.partial(context_value.study, copies=4, keep=keep)
-    records = study(ready.found, seeds=options.seeds, systems=[HIERARCHICAL], records=records)
-    linear = {r["category"] for r in others if r["system"] == LINEAR}
-    few = [campaign for campaign in ready.found if campaign.truth.name in linear]
-    most = min(options.seeds, LINEAR_SEEDS)
-    records = study(few, seeds=most, systems=[LINEAR], records=records)
+    if not options.table:
+        records = run(ready.found, records, seeds=options.seeds, keep=keep)
     text = table(records, ready, command=f"python -m tests.bench.fusion --seeds {options.seeds}")
     print(text)
     if options.output:
