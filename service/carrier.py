@@ -30,6 +30,7 @@ PIECE_ROWS = 1_000
 ATTRIBUTE_SECONDS = 0.3
 IDLE_SECONDS = 0.02
 INDEX_SECONDS = 0.1
+FAULT_SECONDS = 5.0
 REFRESH_SECONDS = 1.0
 KEEP_SECONDS = 86_400.0
 PRUNE_SECONDS = 1.0
@@ -51,6 +52,7 @@ def keep_index(spool: Spool, stop: threading.Event) -> None:
         except SpoolError:
             log.exception("log_not_indexed")
             looked = 0
+            stop.wait(FAULT_SECONDS)
         stop.wait(IDLE_SECONDS if looked else INDEX_SECONDS)
 
 

@@ -28,11 +28,12 @@ from service import contexts, products, recommended, security
 from service.definition import CampaignDefinition, Offer, RecommendedOffer
 from service.eligibility import held_out, segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
-from service.messages import DecisionReply, DecisionRequest, OfferedProduct
+from service.messages import DecisionReply, DecisionRequest, OfferedProduct, PlainRequest
 from service.runtime import Runtime
 from service.snapshots import Choice, LiveCampaign
 from service.spool import DECISION, Assignment, Entry, Reservation, SpoolError, Stored
 
+Asked = DecisionRequest | PlainRequest
 RANDOMISED = ("policy", "sticky")
 """Reasons that policies learn from: a sticky repeat has its draw's propensity, its own reward."""
 TRIES = 5
@@ -44,7 +45,7 @@ class Draft:
     """A decision that is being made and has not been kept yet."""
 
     id: uuid.UUID
-    request: DecisionRequest
+    request: Asked
     campaign: LiveCampaign
     unit: bytes
     segment: int
@@ -167,7 +168,7 @@ class Draft:
 
 def decide(
     runtime: Runtime,
-    requests: Sequence[DecisionRequest],
+    requests: Sequence[Asked],
     *,
     now: dt.datetime | None = None,
     tries: int = TRIES,
@@ -216,16 +217,17 @@ def campaign_number(decision: uuid.UUID) -> int:
     return decision.int >> 96
 
 
-def fingerprint(request: DecisionRequest, unit: bytes) -> str:
+def fingerprint(request: Asked, unit: bytes) -> str:
     """Return what tells two requests under one request id apart, without betraying the unit.
 
     The unit goes in as its pseudonym: a hash of its plain name could be found by trying names.
     """
-    rest = request.model_dump_json(exclude={"unit"}, exclude_none=True)
+    document = request.full() if isinstance(request, PlainRequest) else request
+    rest = document.model_dump_json(exclude={"unit"}, exclude_none=True)
     return hashlib.blake2b(rest.encode(), key=unit, digest_size=12).hexdigest()
 
 
-def draft(runtime: Runtime, request: DecisionRequest, now: dt.datetime, index: int = 0) -> Draft:
+def draft(runtime: Runtime, request: Asked, now: dt.datetime, index: int = 0) -> Draft:
     """Make a decision that `decide` would keep; ``index`` is its place in the list.
 
     Raises:
@@ -243,7 +245,7 @@ def draft(runtime: Runtime, request: DecisionRequest, now: dt.datetime, index: i
     return made
 
 
-def begun(runtime: Runtime, request: DecisionRequest, now: dt.datetime, index: int = 0) -> Draft:
+def begun(runtime: Runtime, request: Asked, now: dt.datetime, index: int = 0) -> Draft:
     """Return a decision before anything has been chosen: the default arm, as if unavailable.
 
     Raises:
@@ -287,8 +289,7 @@ def _choose(runtime: Runtime, made: Draft) -> None:
 
 def _with_products(runtime: Runtime, made: Draft) -> None:
     """Name the products that the offer is on, if it is on recommended ones, and log them."""
-    offer = made.offer
-    if not isinstance(offer, RecommendedOffer):
+    if not made.campaign.recommends or not isinstance(offer := made.offer, RecommendedOffer):
         return
     kept = runtime.spool.recommended(made.unit)
     listed: Sequence[str] = recommended.recalled(kept, made.decided_at) if kept else []
@@ -303,7 +304,7 @@ def _with_products(runtime: Runtime, made: Draft) -> None:
 
 def _why(
     definition: CampaignDefinition,
-    request: DecisionRequest,
+    request: Asked,
     reasons: Mapping[str, str],
     attributes: Mapping[str, object],
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import structlog
@@ -19,9 +19,14 @@ from flask import Flask
 
 from service import decide, metrics, outcomes, security, validation
 from service.app import REQUEST_ID, SECURITY_HEADERS
-from service.definition import Document
 from service.errors import BarterError, Unavailable
-from service.messages import DecisionReply, DecisionRequest, OutcomeReceipt, OutcomeRequest
+from service.messages import (
+    DecisionReply,
+    DecisionRequest,
+    OutcomeReceipt,
+    OutcomeRequest,
+    PlainRequest,
+)
 from service.spool import FRESH, Entry, SpoolError, Stored
 from service.views.api import with_key
 from service.views.contract import PROBLEM
@@ -29,7 +34,6 @@ from service.views.contract import PROBLEM
 Headers = list[tuple[str, str]]
 Answer = tuple[int, Headers, bytes]
 Route = Callable[[Any, str, bytes], Awaitable[Answer | None]]
-Model = TypeVar("Model", bound=Document)
 CONSTANT = [
     *((name.lower(), value) for name, value in SECURITY_HEADERS.items()),
     ("cache-control", "no-store"),
@@ -38,6 +42,7 @@ CONSTANT = [
 log = structlog.get_logger()
 
 
+LIST = b'{"decisions"'
 MAX_WAITING = 1_000
 """How many may wait for the disk. More would wait in vain: they get the default arm at once."""
 
@@ -65,12 +70,14 @@ class Hot:
     async def decision(self, headers: Any, query: str, body: bytes) -> Answer | None:
         """Answer a request for one decision, if it is plain."""
         started = time.perf_counter()
-        request = self._plain(DecisionRequest, "decide", headers, query, body)
-        if request is None:
+        if body.startswith(LIST) or not self._let_in("decide", headers, query):
             return None
+        key = headers.get("idempotency-key")
+        request: decide.Asked | None = None if key is not None else PlainRequest.read(body)
         now, busy = dt.datetime.now(dt.UTC), self._waiting >= MAX_WAITING
         try:
-            request = with_key(request, headers.get("idempotency-key"))
+            if request is None:
+                request = with_key(validation.parse(DecisionRequest, body), key)
             made = (decide.begun if busy else decide.draft)(self._runtime, request, now)
         except BarterError:
             return None
@@ -101,8 +108,10 @@ class Hot:
     async def outcome(self, headers: Any, query: str, body: bytes) -> Answer | None:
         """Answer a report of one outcome, if it is plain."""
         started = time.perf_counter()
-        event = self._plain(OutcomeRequest, "reward", headers, query, body)
-        if event is None or "idempotency-key" in headers:
+        if "idempotency-key" in headers or not self._let_in("reward", headers, query):
+            return None
+        event = validation.plain(OutcomeRequest, body)
+        if event is None:
             return None
         told = None
         if self._waiting < MAX_WAITING:
@@ -115,20 +124,20 @@ class Hot:
         text = receipt.model_dump_json().encode()
         return self._answer("create_outcomes", 202, headers, text, started)
 
-    def _plain(
-        self, model: type[Model], scope: str, headers: Any, query: str, body: bytes
-    ) -> Model | None:
-        """Return the document of a request that may be answered here."""
+    def _let_in(self, scope: str, headers: Any, query: str) -> bool:
+        """Tell whether a request has the right key and form."""
         if query or headers.get("content-type") != "application/json":
-            return None
+            return False
         try:
             given = security.credentials(headers.get("authorization"))
-            key = self._runtime.catalogue.api_key(given.public_id)
-            if key is None or not security.proves(given.secret, key.secret_sha256):
-                return None
-            return validation.plain(model, body) if scope in key.scopes else None
         except BarterError:
-            return None
+            return False
+        key = self._runtime.catalogue.api_key(given.public_id)
+        return (
+            key is not None
+            and security.proves(given.secret, key.secret_sha256)
+            and scope in key.scopes
+        )
 
     async def _kept(self, entries: Sequence[Entry]) -> list[Stored] | None:
         """Wait until entries are on disk; return what became of them, None if it refused."""

@@ -5,6 +5,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from service.definition import MAX_MINOR, Attributes, Document, Key, Moment, Offer, Short
@@ -59,6 +60,61 @@ class DecisionRequest(Document):
         " recommended products then names these alone, the customer's own recommendations first,"
         " then in the order given.",
     )
+
+
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_Bounds = msgspec.Meta(ge=-(2**53), le=2**53)
+_Scalar = (
+    bool
+    | Annotated[int, _Bounds]
+    | Annotated[float, _Bounds]
+    | Annotated[str, msgspec.Meta(max_length=500)]
+)
+_Scalars = Annotated[dict[_Text, _Scalar], msgspec.Meta(max_length=64)]
+
+
+class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A `DecisionRequest` of the usual kind, which is read in a tenth of the time."""
+
+    campaign: str
+    unit: _Text
+    attributes: _Scalars = {}
+    product: _Text | None = None
+    request_id: _Text | None = None
+
+    exclude_arms = ()
+    products = None
+
+    @classmethod
+    def read(cls, raw: bytes) -> "PlainRequest | None":
+        """Return the request in a body that says it plainly, else None.
+
+        No escapes, so no control characters; as many names as there are pairs, so none twice. What
+        is read here `DecisionRequest` takes too, and as the same.
+        """
+        if b"\\" in raw:
+            return None
+        try:
+            found = _read_plain(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        names = 2 + (found.product is not None) + (found.request_id is not None)
+        if found.attributes:
+            names += 1 + len(found.attributes)
+        return found if raw.count(b'":') == names else None
+
+    def full(self) -> DecisionRequest:
+        """Return the same as the document that it is."""
+        return DecisionRequest.model_construct(
+            campaign=self.campaign,
+            unit=self.unit,
+            attributes=self.attributes,
+            product=self.product,
+            request_id=self.request_id,
+        )
+
+
+_read_plain = msgspec.json.Decoder(PlainRequest).decode
 
 
 class DecisionList(Document):

@@ -102,6 +102,7 @@ class LiveCampaign:
             Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
             for arm in self.range_of_arms
         ]
+        self.recommends = definition.recommends
         self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
         self._offers: dict[tuple[int, int], orjson.Fragment] = {}
         # Which arms are eligible hangs on the segment alone, unless a request excludes some.

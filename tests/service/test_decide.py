@@ -391,7 +391,7 @@ def test_a_price_and_a_stock_that_were_told_long_ago_are_unknown() -> None:
         80, 499, "Tea", 2.0, NOW, [(500, round(NOW.timestamp()))], price_at=told, stock_at=NOW
     )
     assert products.recalled(kept, NOW)["product_price_minor"] == 499
-    late = products.recalled(kept, NOW + dt.timedelta(days=10))
+    late = products.recalled(kept, NOW + dt.timedelta(days=10, seconds=1))
     assert (late["product_stock"], late["product_stock_cover_days"]) == (80, 40)
     assert not late.keys() & {"product_price_minor", "competitor_gap"}
     assert products.recalled(kept, NOW + dt.timedelta(days=31)) == {"product_category": "Tea"}

@@ -16,10 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from service import validation
 from service.config import Config
+from service.decide import fingerprint
 from service.hot import MAX_WAITING
+from service.messages import DecisionRequest, PlainRequest
 from service.segments import Segments
 from tests.bench.serving import free_port
 from tests.web import Web, serving
@@ -102,6 +107,16 @@ DECISIONS: list[tuple[Any, dict[str, str | None]]] = [
     (b'{"campaign" : "spring", "unit": "ana", "attributes": {"a": "\\":"}}', {}),
     (b'{"campaign": "spring", "unit": "\xff"}', {}),
     (b'{"campaign": "spring", "unit": "\\ud800"}', {}),
+    (b'{"campaign": "spring", "unit": "a\x01b"}', {}),
+    (b'{"campaign": "spring", "unit": "a\x7fb"}', {}),
+    (b'{"campaign": "spring", "unit": null}', {}),
+    (b'{"campaign": "spring", "unit": "ana", "request_id": null, "attributes": {}}', {}),
+    (ASK | {"unit": "x" * 201}, {}),
+    (ASK | {"attributes": {"a": "x" * 501}}, {}),
+    (ASK | {"attributes": {str(n): n for n in range(65)}}, {}),
+    (ASK | {"attributes": {"a": 2**53 + 1}}, {}),
+    (ASK | {"attributes": {"a": 1e300, "b": [1]}}, {}),
+    (ASK | {"attributes": {"a": {}}}, {}),
     (b'{"campaign": "spring", "unit": "ana", "attributes": {"a": NaN}}', {}),
     (b'{"campaign": "spring", "unit": "ana", "attributes": {"a": 1e999}}', {}),
     (b'{"campaign": "spring", "unit": "ana", "attributes": {"a": 123456789012345678901}}', {}),
@@ -118,7 +133,7 @@ DECISIONS: list[tuple[Any, dict[str, str | None]]] = [
 def test_hot_routes_answer_as_flask_does(served: Served) -> None:
     """Every answer is the one that the views give alone, header by header."""
     web = served.web
-    web.loop.decide("ana")
+    web.loop.decide("ana", "a\x7fb")
     for body, headers in DECISIONS:
         status, told, found = served.call("POST", "/v1/decisions", body, headers)
         sent: dict[str, str | None] = {"Content-Type": "application/json"}
@@ -232,3 +247,38 @@ def _answered(
     ready = {descriptor for descriptor, _ in poll.poll(0)}
     assert len(ready) == number
     return [one for one in asked if one.sock.fileno() in ready]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=600)
+pairs = st.dictionaries(st.text(max_size=3) | st.just("a" * 201), scalars, max_size=4)
+bodies: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {"campaign": st.just("spring") | st.text(max_size=2), "unit": st.text(max_size=210) | scalars},
+    optional={
+        "attributes": pairs,
+        "product": scalars,
+        "request_id": scalars,
+        "exclude_arms": st.just([]),
+        "more": scalars,
+    },
+)
+
+
+@given(bodies, st.booleans())
+def test_what_is_read_plainly_is_what_the_document_says(body: Any, as_text: bool) -> None:
+    raw = json.dumps(body, ensure_ascii=as_text).encode("utf-8", "surrogatepass")
+    plain = PlainRequest.read(raw)
+    if plain is None:
+        return
+    document = validation.parse(DecisionRequest, raw) if plain.campaign == "spring" else None
+    if document is None:
+        return
+    assert plain.full() == document
+    assert fingerprint(plain, b"unit") == fingerprint(document, b"unit")
+    types = [type(value) for value in document.attributes.values()]
+    assert [type(value) for value in plain.attributes.values()] == types
+
+
+def test_most_requests_are_plain() -> None:
+    asked = ASK | {"unit": "ünï", "product": "p1", "request_id": "r", "attributes": {"a": 1.5}}
+    assert PlainRequest.read(json.dumps(asked, ensure_ascii=False).encode()) is not None
+    assert PlainRequest.read(b'{"campaign":"spring","unit":"u"}') is not None
