@@ -17,14 +17,30 @@ from bandits.customers.personas import Personas
 from bandits.recommender.factors import Factors
 from bandits.recommender.interactions import Interactions
 from service.definition import LISTED
-from service.traits import backtest, chance, lists, prices, response, taste, vectors
+from service.traits import (
+    backtest,
+    chance,
+    demographics,
+    lists,
+    prices,
+    response,
+    taste,
+    vectors,
+)
+from service.traits.demographics import Columns
 from service.traits.history import Floats, Ints, Shop
 from service.traits.vectors import Taste
 
 WEEK, YEAR_WEEKS = 7.0, 52.0
 FEWEST_CUSTOMERS = 50
 PACE_DAYS = 91
-PERSONA_TRAITS = (personas.GAP, personas.RECENCY, personas.SPEND, personas.DISCOUNT_SHARE)
+BEHAVIOUR = {
+    "gap": personas.GAP,
+    "recency": personas.RECENCY,
+    "spend": personas.SPEND,
+    "discount_share": personas.DISCOUNT_SHARE,
+}
+"""What personas are made of whatever is known of customers; see `_features`."""
 
 
 class Last(NamedTuple):
@@ -33,6 +49,7 @@ class Last(NamedTuple):
     taste: Taste | None = None
     products: tuple[str, ...] = ()
     personas: Personas | None = None
+    persona_features: tuple[str, ...] = tuple(BEHAVIOUR)
     recommender: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -69,7 +86,7 @@ def fit(shop: Shop, *, last: Last | None = None, judge: bool = False) -> Fitted:
     groups = None
     if len(shop.receipts.unit):
         _try("purchases", summary, lambda: traits.update(_buying(shop, summary)))
-        groups = _try("personas", summary, lambda: _personas(traits, before.personas, summary))
+        groups = _try("personas", summary, lambda: _personas(shop, traits, before, summary))
         _try("elasticity", summary, lambda: _elasticities(shop, traits, summary))
         found = _try("purchase_chance", summary, lambda: chance.fit(shop, summary))
         traits |= {} if found is None else {"purchase_chance": found}
@@ -179,40 +196,49 @@ def _pace(shop: Shop) -> Floats:
 
 
 def _personas(
-    traits: dict[str, NDArray[Any]], last: Personas | None, summary: dict[str, Any]
+    shop: Shop, traits: dict[str, NDArray[Any]], last: Last, summary: dict[str, Any]
 ) -> Personas:
     known = np.flatnonzero(np.isfinite(traits["orders"]))
     if len(known) < FEWEST_CUSTOMERS:
         raise ValueError(f"{len(known)} customers bought something; {FEWEST_CUSTOMERS} needed")
-    features = _behaviour(traits)[known]
-    found = personas.fit(features, seed=0)
-    groups = found.personas if last is None else personas.aligned(found.personas, last)
-    place = personas.assign(groups, features)
+    features = _features(shop, traits, known)
+    found = personas.fit(features.values, seed=0)
+    groups = found.personas
+    if last.personas is not None and last.persona_features == features.names:
+        groups = personas.aligned(groups, last.personas)
+    place = personas.assign(groups, features.values)
     names = np.full(len(traits["orders"]), None, dtype=object)
     names[known] = [f"persona-{number + 1}" for number in place.tolist()]
     traits["persona"] = names
-    told = personas.describe(groups, PERSONA_TRAITS)
+    told = personas.describe(groups, features.traits)
     summary["personas"] = [
         {"key": f"persona-{number + 1}", "name": told[number]}
         | _typical(traits, known[place == number])
         for number in range(len(told))
     ]
+    summary["persona_features"] = features.names
     summary["personas_tried"] = [one._asdict() for one in found.tried]
     return groups
 
 
-def _behaviour(traits: dict[str, NDArray[Any]]) -> Floats:
-    """Return what personas are made of (U, 4), as `PERSONA_TRAITS` names it."""
+def _features(shop: Shop, traits: dict[str, NDArray[Any]], known: NDArray[np.integer]) -> Columns:
+    """Return what personas are made of: purchases, and what is known of browsing and people."""
     between = (traits["recency_days"] + 1 + traits["span_days"]) / traits["orders"]
-    return np.stack(
-        [
-            np.log(np.maximum(between, 1.0)),
-            np.log1p(traits["recency_days"]),
-            np.log1p(traits["spend_minor"]),
-            traits["discount_share"],
-        ],
-        axis=1,
-    )
+    columns = [
+        np.log(np.maximum(between, 1.0)),
+        np.log1p(traits["recency_days"]),
+        np.log1p(traits["spend_minor"]),
+        traits["discount_share"],
+    ]
+    words = dict(BEHAVIOUR)
+    if len(shop.deeds.unit):
+        columns.append(np.log1p(np.bincount(shop.deeds.unit, minlength=len(shop.units))))
+        words["browsing"] = personas.BROWSING
+    told = demographics.columns([shop.told[place] for place in known] if len(shop.told) else [])
+    values = np.stack(columns, axis=1)[known]
+    if told.names:
+        values = np.hstack([values, told.values])
+    return Columns(values, (*words, *told.names), (*words.values(), *told.traits))
 
 
 def _typical(traits: dict[str, NDArray[Any]], members: NDArray[np.integer]) -> dict[str, Any]:

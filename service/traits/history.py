@@ -1,6 +1,7 @@
 """Receipts and interactions out of the database as arrays, fast enough for millions of rows."""
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ COPY (
 ) TO STDOUT (FORMAT csv)
 """
 
+_TOLD = """
+COPY (SELECT encode(unit, 'hex'), attributes FROM customers WHERE attributes <> '{}') TO STDOUT
+"""
 _CATALOGUE = """
 COPY (
     SELECT id, coalesce(department, category, ''), coalesce(category, department, ''),
@@ -71,7 +75,8 @@ class Shop(NamedTuple):
     ``units`` (U,) are pseudonyms in hexadecimal, ``products`` (P,) ids. Of each product (P,) the
     catalogue knows its department, else its category; its category, else its department; and its
     kind, which is what products of one name are. ``on_sale`` (P,) tells which are in the catalogue
-    and not out of stock: all of them where there is no catalogue.
+    and not out of stock: all of them where there is no catalogue. ``told`` (U,) are the attributes
+    that were imported of customers; it is empty where none were.
     """
 
     units: NDArray[np.str_]
@@ -82,6 +87,7 @@ class Shop(NamedTuple):
     on_sale: NDArray[np.bool_]
     receipts: Receipts
     deeds: Deeds
+    told: Sequence[Mapping[str, object] | None] = ()
 
 
 def read(engine: Engine) -> Shop:
@@ -102,7 +108,18 @@ def read(engine: Engine) -> Shop:
         *_catalogue(engine, products),
         receipts,
         Deeds(unit[own:], product[own:], weight, deeds["day"].astype(np.int64)),
+        _told(engine, units),
     )
+
+
+def _told(engine: Engine, units: NDArray[np.str_]) -> Sequence[Mapping[str, object] | None]:
+    """Return the attributes that were imported of each customer."""
+    with engine.connect() as connection:
+        raw: Any = connection.connection.driver_connection
+        with raw.cursor() as cursor, cursor.copy(_TOLD) as stream:
+            stream.set_types(["text", "json"])
+            found = dict(stream.rows())
+    return [found.get(unit) for unit in units.tolist()] if found else ()
 
 
 def _catalogue(

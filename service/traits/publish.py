@@ -15,7 +15,7 @@ from bandits.customers.personas import Personas
 from service.models import Model
 from service.queries import POPULAR
 from service.traits import stored
-from service.traits.fit import Fitted, Last
+from service.traits.fit import BEHAVIOUR, Fitted, Last
 from service.traits.history import Shop
 from service.traits.stored import BEST_SELLERS, DIRECTION, SUMMARY, TASTE, newest_version
 
@@ -48,11 +48,13 @@ def publish(engine: Engine, shop: Shop, fitted: Fitted) -> int:
 def last(session: Session) -> Last:
     """Return the models that were published last, as far as there are any."""
     version, told = newest_version(session), stored.newest(session)
+    summary = {} if told is None else told.summary
     return Last(
         stored.taste_of(session, version),
         tuple(stored.products(session, version)),
         stored.model(session, PERSONAS, version, like=_NO_PERSONAS),
-        {} if told is None else told.summary.get("recommender", {}),
+        tuple(summary.get("persona_features", BEHAVIOUR)),
+        summary.get("recommender", {}),
     )
 
 
