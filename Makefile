@@ -62,6 +62,10 @@ serve: $(STAMP)  ## Start the service with its own PostgreSQL, or with DATABASE_
 test: $(STAMP) chromium  ## Check and run all tests (DATABASE_URL=... tests on that server)
 	@$(MAKE) --no-print-directory -j2 check suite
 
+# What JAX has compiled once, in whatever process, is not compiled again.
+suite: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
+suite: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+suite: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 suite: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
@@ -93,5 +97,5 @@ chromium:
 	else echo "Chromium is missing: the browser tests need it (Debian: apt-get install chromium)"; fi
 
 clean:  ## Remove the environment and all caches (data folders stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .jax_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

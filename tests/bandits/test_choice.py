@@ -35,9 +35,9 @@ def _batches(seed: int, *, rows: int = 2000, size: int = 250) -> list[Batch]:
 def test_equal_arms_are_rarely_told_apart_at_any_look(
     rate: float, floor: float, drift: float, money: bool
 ) -> None:
-    """400 logs of Thompson sampling, 60 looks each, two candidates: at most 5 % and its error."""
+    """250 logs of Thompson sampling, 60 looks each, two candidates: at most 5 % and its error."""
     better, worse = alarms(
-        rate=rate, floor=floor, size=100, runs=400, seed=9, drift=drift, money=money
+        rate=rate, floor=floor, size=100, runs=250, seed=9, drift=drift, money=money
     )
     assert better <= 0.05
     assert worse <= 0.05

@@ -1,18 +1,17 @@
-"""How long a durable decision takes, beside an empty Flask view under the same server.
+"""How many durable decisions a second, beside an empty Flask view under the same server.
 
 Decisions are asked of four campaigns: one without features, one that declares eight and logs them,
-one that chooses by them, and one whose arms have rules on the product that every request names. All
-kinds are asked by the same clients over keep-alive connections, in turns, in one run; the clients
-share the machine with the servers, so quote the ratios.
-`make bench-serving` runs it::
+one that chooses by them, and one whose arms have rules on the product that every request names.
+The empty view stands behind the same gateway, and once more under Granian's own WSGI. All are
+asked by one generator over keep-alive connections (`tests.bench.load`), in turns, in one run, first
+as fast as they answer, then the plain ones at half of that. Everything shares the machine, so quote
+the ratios. `make bench-serving` runs it::
 
-    python -m tests.bench.serving --seconds 5 --rounds 5 --connections 16
+    python -m tests.bench.serving --seconds 5 --rounds 5 --connections 64
 """
 
 import argparse
-import http.client
 import json
-import multiprocessing
 import os
 import socket
 import statistics
@@ -22,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flask
 import msgspec
@@ -32,12 +31,12 @@ from sqlalchemy import func, update
 from service import campaigns, db, keys
 from service.config import Config
 from service.gateway import Gateway
-from service.imports import load
+from service.imports import load as stored
 from service.models import Product
 from service.supervisor import Barter
+from tests.bench import load
+from tests.bench.load import Request, Sample
 from tests.loop import DEFINITION, definition
-
-Request = tuple[str, str, dict[str, str]]
 
 FEATURES = 8
 PRODUCTS = 10_000
@@ -55,14 +54,6 @@ CAMPAIGNS: dict[str, dict[str, Any]] = {
           for arm in DEFINITION["arms"][1:]),
     ]},
 }  # fmt: skip
-
-
-class Sample(NamedTuple):
-    """One round: requests answered per second, and latencies in milliseconds."""
-
-    per_second: float
-    p50: float
-    p99: float
 
 
 class Hello(msgspec.Struct):
@@ -89,34 +80,6 @@ def empty() -> Flask:
 def hello() -> Gateway:
     """Return the same behind the gateway that Barter is served by."""
     return Gateway(empty(), {})
-
-
-def ask(port: int, request: Request, seconds: float) -> list[float]:
-    """Repeat a request on one connection; return the latencies in seconds."""
-    path, body, headers = request
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    latencies = []
-    ends = time.perf_counter() + seconds
-    while (started := time.perf_counter()) < ends:
-        connection.request("POST", path, body, headers)
-        reply = connection.getresponse()
-        reply.read()
-        if reply.status != 200:
-            raise RuntimeError(f"{path} answered {reply.status}")
-        latencies.append(time.perf_counter() - started)
-    return latencies
-
-
-def measure(port: int, request: Request, *, connections: int, seconds: float) -> Sample:
-    """Ask over several connections at once, each in a process of its own."""
-    with multiprocessing.get_context("fork").Pool(connections) as pool:
-        found = pool.starmap(ask, [(port, request, seconds)] * connections)
-    latencies = sorted(1000 * one for some in found for one in some)
-    return Sample(
-        len(latencies) / seconds,
-        statistics.median(latencies),
-        latencies[int(0.99 * len(latencies))],
-    )
 
 
 def free_port() -> int:
@@ -146,13 +109,13 @@ def server(port: int, *interface: str, target: str) -> subprocess.Popen[bytes]:
 def row(name: str, samples: Sequence[Sample]) -> str:
     """Return a line of the table: medians over the rounds."""
     values = [statistics.median(column) for column in zip(*samples, strict=True)]
-    return "| {} | {:,.0f} | {:.1f} | {:.1f} |".format(name, *values)
+    return "| {} | {:,.0f} | {:.1f} | {:.1f} | {:.0%} |".format(name, *values)
 
 
 def launch(url: str) -> str:
     """Launch the campaigns; return an API key that may ask them."""
     engine = db.engine(url)
-    load.products(engine, [load.ProductRow(f"p{n}", None, "Tea", None, 499, None, 9)
+    stored.products(engine, [stored.ProductRow(f"p{n}", None, "Tea", None, 499, None, 9)
                            for n in range(PRODUCTS)])  # fmt: skip
     with db.transaction(engine) as session:
         session.execute(update(Product).values(pace=0.1, pace_at=func.now()))
@@ -202,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round (default 5)")
     parser.add_argument("--rounds", type=int, default=5, help="of each kind (default 5)")
-    parser.add_argument("--connections", type=int, default=16, help="at once (default 16)")
+    parser.add_argument("--connections", type=int, default=64, help="at once (default 64)")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="barter-bench-", dir="/tmp") as folder:
         config = Config(data=Path(folder), secret=os.urandom(32).hex().encode(), port=free_port())
@@ -222,18 +185,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(chosen.rounds):
                 for name, (where, request) in kinds.items():
                     found[name].append(
-                        measure(
+                        load.closed(
                             where, request, connections=chosen.connections, seconds=chosen.seconds
                         )
                     )
+            halves = {
+                name: [
+                    load.opened(
+                        *kinds[name], connections=4 * chosen.connections, seconds=chosen.seconds,
+                        rate=statistics.median(one.per_second for one in found[name]) / 2,
+                    )
+                    for _ in range(chosen.rounds)
+                ]
+                for name in (PLAIN, EMPTY)
+            }  # fmt: skip
             for child in beside:
                 child.terminate()
                 child.wait()
     print(f"{chosen.connections} connections, medians of {chosen.rounds} rounds\n")
-    print("| what | requests/s | p50 ms | p99 ms |\n|-|-:|-:|-:|")
+    print("| what | requests/s | p50 ms | p99 ms | generator |\n|-|-:|-:|-:|-:|")
     for name, samples in found.items():
         print(row(name, samples))
-    print(f"\n{PLAIN} ÷ {EMPTY}: {ratio(found, PLAIN, EMPTY):.2f}")
+    for name, samples in halves.items():
+        print(row(f"{name}, at half of that", samples))
+    for other in (EMPTY, WSGI):
+        print(f"\n{PLAIN} ÷ {other}: {ratio(found, PLAIN, other):.2f}")
     for name in CAMPAIGNS:
         if name != PLAIN:
             print(f"{name} ÷ {PLAIN}: {ratio(found, name, PLAIN):.2f}")

@@ -1,0 +1,144 @@
+"""A load generator that costs little: one process, raw HTTP/1.1 over keep-alive connections.
+
+`closed` asks again on every connection as soon as it has its answer: what a server can do.
+`opened` asks at a fixed rate whatever the answers do, and counts a request's time from the moment
+it was due, so a server that stalls is not spared the requests that would have come meanwhile
+("coordinated omission"). Both tell what share of the machine the generator took itself.
+"""
+
+import asyncio
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import uvloop
+
+Request = tuple[str, str, dict[str, str]]
+"""Path, body and headers of a POST."""
+
+
+class Sample(NamedTuple):
+    """One round: requests answered per second, latencies in milliseconds, the generator's share."""
+
+    per_second: float
+    p50: float
+    p99: float
+    own: float
+
+
+class _Connection(asyncio.Protocol):
+    """One connection with one request at a time; ``then`` is told how long each took."""
+
+    def __init__(self, raw: bytes, then: Callable[["_Connection", float], None]) -> None:
+        self._raw, self._then = raw, then
+        self._got = b""
+        self._since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def ask(self, since: float) -> None:
+        """Send the request; it counts from ``since``."""
+        self._since = since
+        self._transport.write(self._raw)
+
+    def data_received(self, data: bytes) -> None:
+        self._got += data
+        head, found, body = self._got.partition(b"\r\n\r\n")
+        if not found or len(body) < _length(head):
+            return
+        if head[9:12] != b"200":
+            raise RuntimeError(f"answered {head[:60]!r}")
+        self._got = b""
+        self._then(self, time.perf_counter() - self._since)
+
+
+def _length(head: bytes) -> int:
+    at = head.lower().index(b"content-length:") + 15
+    end = head.find(b"\r\n", at)
+    return int(head[at : end if end >= 0 else len(head)])
+
+
+def closed(port: int, request: Request, *, connections: int, seconds: float) -> Sample:
+    """Ask without a pause on so many connections."""
+    return uvloop.run(_closed(port, _raw(request), connections, seconds))
+
+
+def opened(port: int, request: Request, *, connections: int, seconds: float, rate: float) -> Sample:
+    """Ask ``rate`` times a second, on at most so many connections."""
+    return uvloop.run(_opened(port, _raw(request), connections, seconds, rate))
+
+
+def _raw(request: Request) -> bytes:
+    path, body, headers = request
+    lines = [f"POST {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body.encode())}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+async def _connected(
+    port: int, raw: bytes, number: int, then: Callable[[_Connection, float], None]
+) -> list[_Connection]:
+    loop = asyncio.get_running_loop()
+    made = [
+        await loop.create_connection(lambda: _Connection(raw, then), "127.0.0.1", port)
+        for _ in range(number)
+    ]
+    return [protocol for _, protocol in made]
+
+
+async def _closed(port: int, raw: bytes, connections: int, seconds: float) -> Sample:
+    took: list[float] = []
+    ends = time.perf_counter() + seconds
+
+    def then(connection: _Connection, latency: float) -> None:
+        took.append(latency)
+        if (now := time.perf_counter()) < ends:
+            connection.ask(now)
+
+    asking = await _connected(port, raw, connections, then)
+    ends = time.perf_counter() + seconds
+    used = time.process_time()
+    for connection in asking:
+        connection.ask(time.perf_counter())
+    await asyncio.sleep(seconds)
+    return _sample(took, seconds, time.process_time() - used)
+
+
+async def _opened(port: int, raw: bytes, connections: int, seconds: float, rate: float) -> Sample:
+    took: list[float] = []
+    due: deque[float] = deque()
+    idle: list[_Connection] = []
+
+    def then(connection: _Connection, latency: float) -> None:
+        took.append(latency)
+        if due:
+            connection.ask(due.popleft())
+        else:
+            idle.append(connection)
+
+    idle += await _connected(port, raw, connections, then)
+    used, start, asked = time.process_time(), time.perf_counter(), 0
+    while (now := time.perf_counter()) < start + seconds:
+        while start + asked / rate <= now:
+            moment = start + asked / rate
+            asked += 1
+            if idle:
+                idle.pop().ask(moment)
+            else:
+                due.append(moment)
+        await asyncio.sleep(max(0.0, start + asked / rate - time.perf_counter()))
+    return _sample(took, seconds, time.process_time() - used)
+
+
+def _sample(took: list[float], seconds: float, used: float) -> Sample:
+    milliseconds = sorted(1000 * one for one in took)
+    return Sample(
+        len(took) / seconds,
+        statistics.median(milliseconds),
+        milliseconds[int(0.99 * len(milliseconds))],
+        used / seconds / len(os.sched_getaffinity(0)),
+    )
