@@ -41,7 +41,7 @@ DECISION: Final = 0
 OUTCOME: Final = 1
 BUSY_SECONDS = 10.0
 MAX_GROUP = 4096
-PRUNE_ROWS = 2_000
+PRUNE_ROWS = 20_000
 INDEX_BYTES = 4 << 20
 FORGET_SECONDS = 0.2
 RECORD_BYTES = 16 << 10
@@ -627,7 +627,8 @@ class Spool:
         row = self._reader.execute(KNOWN, (entry.kind, entry.id)).fetchone()
         if row is None:
             return None
-        records, _ = self._log.read(Place(*row), most=RECORD_BYTES)
+        with self._for_reading() as log:
+            records, _ = log.read(Place(*row), most=RECORD_BYTES)
         if not records or records[0].number != row[2]:
             return None  # it is in Postgres, and older than the idempotency window
         return _decode(records[0].payload).entry.body

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.segments import MARK, Place, Segments
@@ -85,6 +85,7 @@ def test_what_a_power_cut_left_behind_the_end_is_not_taken_for_records(tmp_path:
     assert told(segments) == {1: b"one", 2: b"two"}
 
 
+@settings(deadline=None, derandomize=True)
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_a_flipped_bit_costs_its_own_record_alone(
     tmp_path_factory: pytest.TempPathFactory, place: int, bit: int

@@ -122,6 +122,22 @@ def test_only_what_was_shipped_and_is_old_is_forgotten(
     again.close()
 
 
+def test_a_torn_end_is_cut_off_also_when_a_repeat_is_looked_up(data_folder: Path) -> None:
+    spool = Spool(data_folder)
+    spool.append([entry("a", b"1"), entry("b", b"2")])
+    while spool.index():
+        pass
+    spool.close()
+    (path,) = (data_folder / "log").glob("*.log")
+    with path.open("ab") as file:
+        file.write(b"half a record, longer than what comes next" * 20)
+    again = Spool(data_folder)
+    assert again.append([entry("a"), entry("c", b"3")]) == [Stored(known=b"1"), Stored()]
+    assert [body for _, _, body in again.after(0, limit=9)] == [b"1", b"2", b"3"]
+    assert not path.read_bytes().endswith(b"next")
+    again.close()
+
+
 def test_a_disk_that_refuses_acknowledges_nothing(data_folder: Path) -> None:
     spool = Spool(data_folder)
     spool.append([entry("a")])
