@@ -91,6 +91,10 @@ CHECKS = {
 }
 
 
+# As patient as with clicks: a loaded machine is no fault.
+expect.set_options(timeout=15_000)
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     found = os.environ.get("CHROMIUM") or shutil.which("chromium")
