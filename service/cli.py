@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from service.gateway import Gateway
 
 WORKER_STOP_SECONDS = 8
-RESPAWN_SECONDS = 4.0
-MAX_CONNECTIONS = 4096
 YIELDING = 5
 """How nice carrier and learner are: where processors are scarce, checkouts go first."""
 
@@ -50,9 +48,10 @@ def web(config: Config, _: argparse.Namespace) -> int:
     """Run the web workers only; they answer from the local file that `carry` keeps."""
     from granian.constants import Interfaces
     from granian.log import LogLevels
-    from granian.server import Server
 
+    from service.listener import MAX_CONNECTIONS, inherited
     from service.supervisor import PARENT, when_orphaned
+    from service.webserver import SharedServer
 
     # Workers are as many as there are cores: a second thread for a product of matrices would only
     # wait for its turn, 16 ms instead of 0.6 for recommendations beside a busy learner.
@@ -60,7 +59,7 @@ def web(config: Config, _: argparse.Namespace) -> int:
     _share_figures(config)
     if parent := os.environ.get(PARENT):
         when_orphaned(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    Server(
+    server = SharedServer(
         "service.cli:worker",
         factory=True,
         interface=Interfaces.RSGI,
@@ -70,13 +69,14 @@ def web(config: Config, _: argparse.Namespace) -> int:
         backlog=MAX_CONNECTIONS,
         backpressure=MAX_CONNECTIONS,
         respawn_failed_workers=True,
-        respawn_interval=RESPAWN_SECONDS,
         # One that is told to stop while it starts does not hear it.
         workers_kill_timeout=WORKER_STOP_SECONDS,
         log_access=False,
         # It would warn of our threads, most of which only wait for the disk, at every start.
         log_level=LogLevels.error,
-    ).serve()
+    )
+    server.listener = inherited(config)
+    server.serve()
     return 0
 
 

@@ -16,6 +16,7 @@ import structlog
 from flask import Flask
 
 from service.hot import Answer, Headers, Route, refused
+from service.webserver import RETIRE, SERVING, take_no_more
 
 THREADS = 16
 MAX_WAITING = 256
@@ -35,7 +36,17 @@ class Gateway:
     def __init__(self, app: Flask, routes: Mapping[str, Route]) -> None:
         self._app, self._routes = app, routes
         self._waiting = 0
+        self._retiring = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="flask")
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell the server that this worker serves; it will say when another one does instead."""
+        loop.add_signal_handler(RETIRE, self._retire)
+        SERVING.set()
+
+    def _retire(self) -> None:
+        self._retiring = True
+        take_no_more()
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request."""
@@ -49,7 +60,7 @@ class Gateway:
             if route is not None and scope.method == "POST":
                 answer = await self._answered(route, scope, body)
                 if answer is not None:
-                    protocol.response_bytes(*answer)
+                    protocol.response_bytes(*self._last(answer))
                     return
         await self._flask(scope, protocol, body)
 
@@ -74,7 +85,14 @@ class Gateway:
         finally:
             self._waiting -= 1
         if answer is not None:
-            protocol.response_bytes(*answer)
+            protocol.response_bytes(*self._last(answer))
+
+    def _last(self, answer: Answer) -> Answer:
+        """Ask the client to connect anew for what it asks next, once another worker serves."""
+        if not self._retiring:
+            return answer
+        status, headers, body = answer
+        return status, [*headers, ("connection", "close")], body
 
 
 class _Call:

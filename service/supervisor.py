@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from service import bundle, db, embedded
+from service import bundle, db, embedded, listener
 from service.config import Config
 
 READY_SECONDS = 60.0
@@ -50,6 +50,7 @@ class Barter:
         self.database_url = ""
         self._quiet = quiet
         self._parts = [Part(name) for name in PARTS]
+        self._listener: socket.socket | None = None
         self._bundle: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -70,11 +71,12 @@ class Barter:
         Raises:
             RuntimeError: the port is taken, or it was not ready within a minute.
         """
-        _require_free(self.config)
+        self._listener = listener.bound(self.config)
         try:
             self.database_url = database_url(self.config)
             if self.config.database_url is None:
                 db.migrate(self.database_url)
+            self._listener.listen(listener.MAX_CONNECTIONS)
             for part in self._parts:
                 self._launch(part)
             self._watcher.start()
@@ -97,6 +99,8 @@ class Barter:
             self._watcher.join()
         if self._bundle is not None:
             self._bundle.wait()
+        if self._listener is not None:
+            self._listener.close()
         for part in self._parts:
             if part.process is not None:
                 part.process.terminate()
@@ -120,10 +124,15 @@ class Barter:
 
     def _launch(self, part: Part) -> None:
         environment = os.environ | self.config.environment() | {PARENT: str(os.getpid())}
+        passed: tuple[int, ...] = ()
+        if part.name == "web" and self._listener is not None:
+            passed = (self._listener.fileno(),)
+            environment[listener.INHERITED] = str(passed[0])
         silent = subprocess.DEVNULL if self._quiet else None
         part.process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", part.name],
-            env=environment, stdin=subprocess.DEVNULL, stdout=silent, stderr=silent,
+            env=environment, pass_fds=passed,
+            stdin=subprocess.DEVNULL, stdout=silent, stderr=silent,
         )  # fmt: skip
         part.started_at = time.monotonic()
 
@@ -153,20 +162,6 @@ class Barter:
             f"Barter was not ready at {self.url} within {READY_SECONDS:g} s; "
             "is the port free? Set BARTER_PORT to another."
         )
-
-
-def _require_free(config: Config) -> None:
-    """Refuse a port that somebody listens on: theirs would be taken for ours."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise RuntimeError(
-                f"Barter cannot listen on {config.host}:{config.port} ({error.strerror});"
-                " set BARTER_PORT to a free port."
-            ) from error
 
 
 def _answers(url: str) -> bool:
