@@ -41,6 +41,7 @@ from service.definition import AUTO, LEVEL, CampaignDefinition
 from service.learner import Place
 from service.models import AuditEntry, Rival
 from service.snapshots import LiveCampaign
+from service.stretch import batch_of, credits_of, definition_of, read
 
 BLOCK = 250
 IDLE_SECONDS = 5.0
@@ -164,7 +165,7 @@ def look(engine: Engine, campaign_id: int, *, now: dt.datetime | None = None) ->
 def _standing(connection: Connection, campaign_id: int) -> Standing:
     newest = connection.execute(queries.newest_snapshot(campaign_id)).one_or_none()
     live = learner.campaign_of(connection, campaign_id, newest)
-    definition = learner.definition_of(connection, campaign_id, live.revision)
+    definition = definition_of(connection, campaign_id, live.revision)
     place = Place(newest.decision_position, newest.outcome_position) if newest else Place(0, 0)
     return Standing(definition, live, newest, place)
 
@@ -227,24 +228,23 @@ def _winner(standing: Standing, challenges: list[Challenge]) -> Challenge | None
 def _judge(connection: Connection, standing: Standing, one: Challenge, now: dt.datetime) -> bool:
     """Bet on the next decisions whose rewards are in; tell whether there may be more."""
     window = dt.timedelta(seconds=standing.definition.attribution_seconds)
-    rows = connection.execute(
-        queries.decisions_to_judge(
-            standing.live.id, one.judged, standing.place.decision, since=one.since,
-            before=now - window, limit=BLOCK,
-        )
-    ).all()  # fmt: skip
+    plan = standing.plan(one.policy)
+    query = queries.decisions_to_judge(
+        standing.live.id, one.judged, standing.place.decision, since=one.since,
+        before=now - window, limit=BLOCK,
+    )  # fmt: skip
+    rows = read(connection, query, plan)
     if len(rows) < BLOCK:
         return False
-    known = _known(connection, standing.live.id, min(row.snapshot for row in rows))
+    known = _known(connection, standing.live.id, int(rows.snapshot.min()))
     one, state = _learn(connection, standing, one, known)
     if one.place.decision < known.decision or one.place.outcome < known.outcome:
         return True
-    plan = standing.plan(one.policy)
-    credits = learner.credits_of(connection, rows, standing.place.outcome)
-    batch = learner.batch_of(plan, rows, credits)
+    credits = credits_of(connection, standing.live.id, rows, standing.place.outcome)
+    batch = batch_of(plan, rows, credits)
     wanted = _simplexes(plan, state, batch)
     evidence = choice.bet(one.evidence, batch.arm, batch.simplex, wanted, batch.reward)
-    judged = one._replace(judged=rows[-1].position, evidence=evidence)
+    judged = one._replace(judged=int(rows.position[-1]), evidence=evidence)
     _keep(connection, standing.live.id, judged)
     return True
 
@@ -295,7 +295,7 @@ def _take_over(connection: Connection, standing: Standing, name: str) -> None:
         id=old.id, revision=old.revision, state=old.state, killed=old.killed, seed=old.seed,
         definition=standing.plan(name),
     )  # fmt: skip
-    learner.check(live, state, ())
+    learner.check(live, state, None)
     version = standing.newest.version + 1 if standing.newest else 1
     learner.publish(
         connection, live, state, version, standing.place,

@@ -20,7 +20,6 @@ switches 64-bit mode on), so they are the same on every device and in every orde
 import datetime as dt
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -34,18 +33,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from bandits import artefact, simplex
 from bandits.types import Batch, Contexts, State
 from service import queries, upkeep
-from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
-from service.models import Budget, Reward, Snapshot
-from service.outcomes import Credit, Event, credit, reward
-from service.queries import Log
+from service.models import Budget, Snapshot
+from service.outcomes import Credit
 from service.snapshots import LiveCampaign, served, whole
+from service.stretch import Credits, Stretch, batch_of, credits_of, definition_of, read
 
 CHUNK = 20_000
 SIZES = (256, 2048, CHUNK)
 IDLE_SECONDS = 0.5
 UPKEEP_SECONDS = 1.0
 PACE_SECONDS = 0.25
+QUIET_SECONDS = 1.0
+"""How long decisions without outcomes wait to be counted: each by itself moves next to nothing."""
 CHECKED = 8
 Backend = Literal["numpy", "jax"]
 log = structlog.get_logger()
@@ -102,13 +102,12 @@ def rebuild(
         state = artefact.from_bytes(fitted, like=state)
     last = 0
     while True:
-        rows = connection.execute(
-            queries.decisions_after(campaign_id, last, place.decision, CHUNK)
-        ).all()
-        if not rows:
+        query = queries.decisions_after(campaign_id, last, place.decision, CHUNK)
+        rows = read(connection, query, plan)
+        if not len(rows):
             return state
-        last = rows[-1].position
-        credits = credits_of(connection, rows, place.outcome)
+        last = int(rows.position[-1])
+        credits = credits_of(connection, campaign_id, rows, place.outcome)
         state = _add(plan, state, rows, credits, sign=1, backend=backend)
 
 
@@ -120,23 +119,29 @@ def advance(
 
     ``plan`` names the policy. The state at any place equals a rebuild there, bit for bit.
     """
-    fresh = connection.execute(
-        queries.decisions_after(campaign_id, seen.decision, until.decision, CHUNK)
-    ).all()
-    later = connection.execute(queries.outcomes_after(campaign_id, seen.outcome, CHUNK)).all()
-    events = [event for event in later if event.position <= until.outcome]
+    query = queries.decisions_after(campaign_id, seen.decision, until.decision, CHUNK)
+    fresh = read(connection, query, plan)
+    events = connection.execute(
+        queries.outcomes_after(campaign_id, seen.outcome, until.outcome, CHUNK)
+    ).one()
     place = Place(
-        fresh[-1].position if len(fresh) == CHUNK else until.decision,
-        events[-1].position if len(events) == CHUNK else until.outcome,
+        int(fresh.position[-1]) if len(fresh) == CHUNK else until.decision,
+        events.position if events.number == CHUNK else until.outcome,
     )
-    touched = connection.execute(
-        queries.decisions_by_id([event.decision_id for event in events], seen.decision)
-    ).all()
-    before = credits_of(connection, touched, seen.outcome)
-    after = credits_of(connection, [*touched, *fresh], place.outcome)
+    touched = _touched(connection, campaign_id, plan, seen, place)
+    before = credits_of(connection, campaign_id, touched, seen.outcome)
+    after = credits_of(connection, campaign_id, touched + fresh, place.outcome)
     state = _add(plan, state, touched, before, sign=-1, backend=backend)
-    state = _add(plan, state, [*touched, *fresh], after, sign=1, backend=backend)
+    state = _add(plan, state, touched + fresh, after, sign=1, backend=backend)
     return state, place
+
+
+def _touched(
+    connection: Connection, campaign_id: int, plan: CampaignDefinition, seen: Place, place: Place
+) -> Stretch:
+    """Return decisions that have been learnt from, and that newer outcomes are about."""
+    query = queries.decisions_told_of(campaign_id, seen.outcome, place.outcome, seen.decision)
+    return read(connection, query, plan)
 
 
 def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt | None:
@@ -156,33 +161,32 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
         if previous is None
         else Place(previous.decision_position, previous.outcome_position)
     )
-    fresh = connection.execute(
-        queries.decisions_after(campaign_id, seen.decision, None, CHUNK)
-    ).all()
-    events = connection.execute(queries.outcomes_after(campaign_id, seen.outcome, CHUNK)).all()
-    if not fresh and not events:
+    query = queries.decisions_after(campaign_id, seen.decision, None, CHUNK)
+    fresh = read(connection, query, live.served)
+    events = connection.execute(
+        queries.outcomes_after(campaign_id, seen.outcome, None, CHUNK)
+    ).one()
+    if not len(fresh) and not events.number:
         return None
     place = Place(
-        fresh[-1].position if fresh else seen.decision,
-        events[-1].position if events else seen.outcome,
+        int(fresh.position[-1]) if len(fresh) else seen.decision,
+        events.position or seen.outcome,
     )
     state = state_of(live, previous)
-    touched = connection.execute(
-        queries.decisions_by_id([event.decision_id for event in events], seen.decision)
-    ).all()
+    touched = _touched(connection, campaign_id, live.served, seen, place)
     state = _correct(connection, live, state, touched, place, backend)
-    credits = credits_of(connection, fresh, place.outcome)
+    credits = credits_of(connection, campaign_id, fresh, place.outcome)
     state = _add(live.served, state, fresh, credits, sign=1, backend=backend)
     _store(connection, campaign_id, fresh, credits)
     version = 1 if previous is None else previous.version + 1
     check(live, state, fresh)
     digest = publish(
         connection, live, state, version, place,
-        learnt_until=max((event.received_at for event in events), default=None),
+        learnt_until=events.received_at,
         retraining=previous.retraining if previous else None,
         fitted=previous.fitted if previous else None,
     )  # fmt: skip
-    return Learnt(version, digest, len(fresh), len(events), place)
+    return Learnt(version, digest, len(fresh), events.number, place)
 
 
 def state_of(live: LiveCampaign, snapshot: Any) -> State:
@@ -194,22 +198,18 @@ def state_of(live: LiveCampaign, snapshot: Any) -> State:
 
 
 def _correct(
-    connection: Connection, live: LiveCampaign, state: State, touched: Log,
+    connection: Connection, live: LiveCampaign, state: State, touched: Stretch,
     place: Place, backend: Backend,
 ) -> State:  # fmt: skip
     """Take back what touched decisions were credited with and add what they are worth now."""
-    if not touched:
+    if not len(touched):
         return state
-    before = {
-        row.decision_id: Credit(
-            row.conversions, row.revenue_minor, row.discount_minor, row.profit_minor, row.late
-        )
-        for row in connection.execute(queries.rewards_of([row.id for row in touched]))
-    }
-    after = credits_of(connection, touched, place.outcome)
-    changed = [
-        row for row in touched if after.get(row.id, Credit()) != before.get(row.id, Credit())
-    ]
+    found = connection.execute(queries.rewards_of(touched.ids))
+    before = {id: Credit(*amounts) for id, *amounts in found}
+    after = credits_of(connection, live.id, touched, place.outcome)
+    changed = touched.where(
+        np.array([after.get(id, Credit()) != before.get(id, Credit()) for id in touched.ids])
+    )
     state = _add(live.served, state, changed, before, sign=-1, backend=backend)
     state = _add(live.served, state, changed, after, sign=1, backend=backend)
     _store(connection, live.id, changed, after)
@@ -218,15 +218,14 @@ def _correct(
 
 
 def _charge(
-    connection: Connection, campaign_id: int, changed: Log,
-    before: dict[uuid.UUID, Credit], after: dict[uuid.UUID, Credit],
+    connection: Connection, campaign_id: int, changed: Stretch, before: Credits, after: Credits
 ) -> None:  # fmt: skip
     """Charge to the budget what changed about discounts of offers that were settled already."""
     row = connection.execute(queries.budget_row(campaign_id)).one_or_none()
+    settled = changed.where(changed.position <= (row.settled_position if row else 0))
     more = sum(
-        after.get(one.id, Credit()).discount_minor - before.get(one.id, Credit()).discount_minor
-        for one in changed
-        if row is not None and one.position <= row.settled_position
+        after.get(id, Credit()).discount_minor - before.get(id, Credit()).discount_minor
+        for id in settled.ids
     )
     if more:
         charged = update(Budget).where(Budget.campaign_id == campaign_id)
@@ -234,75 +233,16 @@ def _charge(
         connection.execute(select(func.pg_notify("barter", "budgets")))
 
 
-def credits_of(connection: Connection, decisions: Log, until: int) -> dict[uuid.UUID, Credit]:
-    """Return what each decision with outcomes is worth at a place in the log."""
-    by_id = {row.id: row for row in decisions}
-    events: dict[uuid.UUID, list[Event]] = {}
-    for row in connection.execute(queries.outcomes_of(list(by_id), until)):
-        event = Event(
-            row.kind, row.revenue_minor, row.margin_minor, row.occurred_at, row.discount_minor
-        )
-        events.setdefault(row.decision_id, []).append(event)
-    credits = {}
-    for id, found in events.items():
-        decision = by_id[id]
-        definition = definition_of(connection, decision.campaign_id, decision.revision)
-        credits[id] = credit(
-            definition,
-            segment=decision.segment,
-            arm=decision.arm,
-            decided_at=decision.decided_at,
-            events=found,
-        )
-    return credits
-
-
 def _add(
-    plan: CampaignDefinition, state: State, decisions: Log,
-    credits: dict[uuid.UUID, Credit], *, sign: int, backend: Backend,
+    plan: CampaignDefinition, state: State, stretch: Stretch, credits: Credits, *,
+    sign: int, backend: Backend,
 ) -> State:  # fmt: skip
     """Add (or take back) decisions that were randomised, with what they earned."""
-    rows = [row for row in decisions if row.reason in RANDOMISED]
-    if not rows:
+    batch = batch_of(plan, stretch, credits, sign=sign)
+    if not len(batch.arm):
         return state
-    batch = batch_of(plan, rows, credits, sign=sign)
     updated = _update(plan, backend)(state, _padded(batch))
     return type(state)(*(np.asarray(field) for field in updated))
-
-
-def batch_of(
-    definition: CampaignDefinition, rows: Log, credits: dict[uuid.UUID, Credit], *, sign: int = 1
-) -> Batch:
-    """Return randomised decisions with what they earned, as policies read them."""
-    earned = [credits.get(row.id, Credit()) for row in rows]
-    return Batch(
-        contexts=Contexts(
-            segment=np.array([row.segment for row in rows], dtype=np.int32),
-            features=_features(definition, rows),
-        ),
-        arm=np.array([row.arm for row in rows], dtype=np.int32),
-        simplex=np.array([row.simplex for row in rows], dtype=np.float64),
-        conversions=np.array([one.conversions for one in earned], dtype=np.int64),
-        reward=np.array([reward(definition.objective, one) for one in earned], dtype=np.int64),
-        sign=np.full(len(rows), sign, dtype=np.int64),
-        bucket=_buckets(definition, rows),
-    )
-
-
-def _buckets(definition: CampaignDefinition, rows: Log) -> NDArray[np.int64] | None:
-    """Return when each row was decided (B,), for policies that forget.
-
-    By the log alone: what is late, or taken back, belongs where its decision does.
-    """
-    if not definition.forgets:
-        return None
-    return np.array([definition.bucket(row.decided_at) for row in rows], dtype=np.int64)
-
-
-def _features(definition: CampaignDefinition, rows: Log) -> NDArray[np.int64]:
-    """Return the logged contexts (B, D)."""
-    width = definition.feature_width
-    return np.array([row.context for row in rows], dtype=np.int64).reshape(len(rows), width)
 
 
 def _padded(batch: Batch) -> Batch:
@@ -333,34 +273,28 @@ def _blank(definition: CampaignDefinition) -> Batch:
     return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero, bucket))
 
 
-def _store(
-    connection: Connection, campaign_id: int, decisions: Log,
-    credits: dict[uuid.UUID, Credit],
-) -> None:  # fmt: skip
+def _store(connection: Connection, campaign_id: int, decisions: Stretch, credits: Credits) -> None:
     """Keep what every decision with outcomes has been credited with."""
-    rows = [
-        {"decision_id": row.id, "campaign_id": campaign_id, **credits[row.id]._asdict()}
-        for row in decisions
-        if row.id in credits
-    ]
-    if rows:
-        statement = insert(Reward)
-        replaced = {name: statement.excluded[name] for name in Credit._fields}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["decision_id"], set_=replaced), rows
-        )
+    ids = [id for id in decisions.ids if id in credits] if credits else []
+    if ids:
+        columns = zip(*(credits[id] for id in ids), strict=True)
+        amounts = dict(zip(Credit._fields, map(list, columns), strict=True))
+        told = {"ids": queries.array_of(ids), "campaign": campaign_id, **amounts}
+        connection.execute(queries.STORE_REWARDS, told)
 
 
-def check(live: LiveCampaign, state: State, sample: Log) -> None:
+def check(live: LiveCampaign, state: State, sample: Stretch | None) -> None:
     """Refuse a state that gives no valid simplex when all arms are eligible.
 
     It is asked for every segment without features, and for the newest contexts of the log.
     """
     definition = live.definition
-    places = np.arange(len(definition.segment_keys), dtype=np.int32)
-    segment = np.concatenate([places, [row.segment for row in sample[-CHECKED:]]])
-    zero = np.zeros((len(places), definition.feature_width), dtype=np.int64)
-    features = np.concatenate([zero, _features(definition, sample[-CHECKED:])])
+    segment = np.arange(len(definition.segment_keys), dtype=np.int64)
+    features = np.zeros((len(segment), definition.feature_width), dtype=np.int64)
+    if sample is not None:
+        newest = sample.where(slice(-CHECKED, None))
+        segment = np.concatenate([segment, newest.segment])
+        features = np.concatenate([features, newest.context])
     eligible = np.ones((len(segment), len(definition.arms)), dtype=bool)
     contexts = Contexts(segment.astype(np.int32), features)
     try:
@@ -414,16 +348,6 @@ def campaign_of(connection: Connection, campaign_id: int, snapshot: Any) -> Live
     )
 
 
-def definition_of(connection: Connection, campaign_id: int, revision: int) -> CampaignDefinition:
-    """Return a revision's definition; revisions never change, so the connection keeps them."""
-    kept: dict[tuple[int, int], CampaignDefinition] = connection.info.setdefault("definitions", {})
-    key = (campaign_id, revision)
-    if key not in kept:
-        document = connection.scalar(queries.revision_definition(campaign_id, revision))
-        kept[key] = CampaignDefinition.model_validate(document)
-    return kept[key]
-
-
 _updates: dict[tuple[Any, ...], Callable[[State, Batch], State]] = {}
 
 
@@ -458,6 +382,7 @@ class Learner:
         self._engine, self._backend = engine, backend
         self._upkeep_at = -UPKEEP_SECONDS
         self._warmed: set[tuple[int, int]] = set()
+        self._learnt_at: dict[int, float] = {}
         self.wake = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -497,7 +422,7 @@ class Learner:
             upkeep.settle(self._engine, campaign_id)
 
     def step(self) -> bool:
-        """Learn one chunk of every campaign with news; tell whether anything was learnt."""
+        """Learn all that is news of every campaign; tell whether there may be more soon."""
         if time.monotonic() - self._upkeep_at > UPKEEP_SECONDS:
             try:
                 self._upkeep()
@@ -505,23 +430,35 @@ class Learner:
                 self._go_on("upkeep_failed", error)
         busy = False
         with self._engine.connect() as connection:
-            waiting = connection.scalars(queries.campaigns_with_news()).all()
-        for campaign_id in waiting:
-            started = time.perf_counter()
+            waiting = connection.execute(queries.campaigns_with_news()).all()
+        for campaign_id, told in waiting:
+            since = time.monotonic() - self._learnt_at.get(campaign_id, -QUIET_SECONDS)
+            if not told and since < QUIET_SECONDS:
+                busy = True
+                continue
+            self._learnt_at[campaign_id] = time.monotonic()
             try:
-                learnt = learn(self._engine, campaign_id, backend=self._backend)
+                busy |= self._learn(campaign_id)
             except Exception as error:
                 # One campaign's trouble leaves its last good snapshot serving and the others
                 # learning; it is tried again with every step, until a person has mended it.
                 self._go_on("learning_failed", error, campaign=campaign_id)
-                continue
-            if learnt is not None:
-                busy = True
-                log.debug(
-                    "learnt", campaign=campaign_id, version=learnt.version,
-                    decisions=learnt.decisions, outcomes=learnt.outcomes,
-                    milliseconds=round(1000 * (time.perf_counter() - started), 1),
-                )  # fmt: skip
+        return busy
+
+    def _learn(self, campaign_id: int) -> bool:
+        """Learn of a campaign until a chunk is not full; tell whether there was anything."""
+        learnt, busy = None, False
+        while learnt is None or CHUNK in (learnt.decisions, learnt.outcomes):
+            started = time.perf_counter()
+            learnt = learn(self._engine, campaign_id, backend=self._backend)
+            if learnt is None:
+                break
+            busy = True
+            log.debug(
+                "learnt", campaign=campaign_id, version=learnt.version,
+                decisions=learnt.decisions, outcomes=learnt.outcomes,
+                milliseconds=round(1000 * (time.perf_counter() - started), 1),
+            )  # fmt: skip
         return busy
 
     def _go_on(self, event: str, error: Exception, **about: object) -> None:

@@ -4,25 +4,27 @@ Every one walks an index from a remembered position; none scans history.
 """
 
 import datetime as dt
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     DateTime,
     Row,
     Select,
+    String,
+    Uuid,
     and_,
     cast,
     exists,
     func,
+    literal,
     or_,
     select,
     text,
     tuple_,
 )
-from sqlalchemy.orm import aliased
 
 from service.definition import AUTO
 from service.models import (
@@ -42,6 +44,7 @@ from service.models import (
     Rival,
     Snapshot,
 )
+from service.packed import sent
 
 POPULAR = "popular"
 """The model whose keys are the products to offer where nothing is known of a unit."""
@@ -111,14 +114,33 @@ INSERT_OUTCOMES = text(
 """Append outcomes in their order; a repeated event id adds nothing."""
 
 
+STORE_REWARDS = text(
+    """
+    INSERT INTO rewards (decision_id, campaign_id, conversions, revenue_minor, discount_minor,
+        profit_minor, late)
+    SELECT r.id, :campaign, r.conversions, r.revenue_minor, r.discount_minor, r.profit_minor, r.late
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:conversions AS smallint[]),
+        CAST(:revenue_minor AS bigint[]), CAST(:discount_minor AS bigint[]),
+        CAST(:profit_minor AS bigint[]), CAST(:late AS smallint[]))
+        AS r (id, conversions, revenue_minor, discount_minor, profit_minor, late)
+    ON CONFLICT (decision_id) DO UPDATE SET conversions = excluded.conversions,
+        revenue_minor = excluded.revenue_minor, discount_minor = excluded.discount_minor,
+        profit_minor = excluded.profit_minor, late = excluded.late
+    """
+)
+"""Keep what decisions have been credited with."""
+
+DECISION = (
+    *(Decision.position, Decision.id, Decision.revision, Decision.snapshot, Decision.decided_at),
+    *(Decision.segment, Decision.arm, Decision.simplex, Decision.reason, Decision.context),
+)
+"""What is learnt from of a decision; `service.stretch` reads it."""
+
+
 def decisions_after(campaign_id: int, position: int, until: int | None, limit: int) -> Query:
     """Return a campaign's decisions after a position, oldest first."""
     query = (
-        select(
-            Decision.position, Decision.id, Decision.campaign_id, Decision.revision,
-            Decision.segment, Decision.arm, Decision.simplex, Decision.reason,
-            Decision.decided_at, Decision.context,
-        )
+        select(*DECISION)
         .where(Decision.campaign_id == campaign_id, Decision.position > position)
         .order_by(Decision.position)
         .limit(limit)
@@ -186,10 +208,9 @@ def decisions_to_judge(
     campaign_id: int, position: int, until: int, *, since: int, before: dt.datetime, limit: int
 ) -> Query:
     """Return decisions that snapshots from ``since`` on drew before a moment, oldest first."""
-    query = decisions_after(campaign_id, position, until, limit).where(
+    return decisions_after(campaign_id, position, until, limit).where(
         Decision.reason == "policy", Decision.snapshot >= since, Decision.decided_at <= before
     )
-    return query.add_columns(Decision.snapshot)
 
 
 def rivals(campaign_id: int) -> Query:
@@ -258,43 +279,68 @@ def budgets() -> Query:
     return select(Budget.campaign_id, Budget.released_minor)
 
 
-def decisions_by_id(ids: Sequence[uuid.UUID], until: int) -> Query:
-    """Return the decisions of some ids that had been learnt from by a position."""
-    return select(
-        Decision.position, Decision.id, Decision.campaign_id, Decision.revision,
-        Decision.segment, Decision.arm, Decision.simplex, Decision.reason, Decision.decided_at,
-        Decision.context,
-    ).where(Decision.id == func.any(list(ids)), Decision.position <= until)  # fmt: skip
+def decisions_told_of(campaign_id: int, after: int, upto: int, learnt: int) -> Query:
+    """Return the decisions up to a position that outcomes in a span of positions are about."""
+    told_of = select(Outcome.decision_id).where(
+        Outcome.campaign_id == campaign_id, Outcome.position > after, Outcome.position <= upto
+    )
+    return select(*DECISION).where(
+        Decision.campaign_id == campaign_id, Decision.id.in_(told_of), Decision.position <= learnt
+    )
 
 
-def outcomes_after(campaign_id: int, position: int, limit: int) -> Query:
-    """Return a campaign's outcomes after a position, oldest first."""
-    return (
-        select(Outcome.position, Outcome.decision_id, Outcome.received_at)
+def outcomes_after(campaign_id: int, position: int, until: int | None, limit: int) -> Query:
+    """Return how many outcomes of a campaign are next, the last one's position, and until when.
+
+    ``received_at`` is when the newest of them came in; both are null where there is none.
+    """
+    rows = (
+        select(Outcome.position, Outcome.received_at)
         .where(Outcome.campaign_id == campaign_id, Outcome.position > position)
         .order_by(Outcome.position)
         .limit(limit)
     )
+    some = (rows if until is None else rows.where(Outcome.position <= until)).subquery().c
+    return select(
+        func.count().label("number"),
+        func.max(some.position).label("position"),
+        func.max(some.received_at).label("received_at"),
+    )
 
 
-def outcomes_of(ids: Sequence[uuid.UUID], until: int) -> Query:
-    """Return all outcomes of some decisions up to a position, oldest first."""
+def array_of(ids: Sequence[bytes]) -> str:
+    """Return ids as the text of an array, which costs a fraction of an object for each."""
+    return "{" + ",".join([id.hex() for id in ids]) + "}"
+
+
+def _any_of(ids: Sequence[bytes]) -> Any:
+    return func.any(cast(literal(array_of(ids), String), ARRAY(Uuid)))
+
+
+def outcomes_of(ids: Sequence[bytes], until: int) -> Query:
+    """Return all outcomes of some decisions up to a position, oldest first.
+
+    The columns after the decision's id (bytes) are those of `service.outcomes.Event`.
+    """
     return (
         select(
-            Outcome.decision_id, Outcome.kind, Outcome.revenue_minor, Outcome.margin_minor,
-            Outcome.occurred_at, Outcome.discount_minor,
+            sent("uuid_send", Outcome.decision_id), Outcome.kind, Outcome.revenue_minor,
+            Outcome.margin_minor, Outcome.occurred_at, Outcome.discount_minor,
         )
-        .where(Outcome.decision_id == func.any(list(ids)), Outcome.position <= until)
+        .where(Outcome.decision_id == _any_of(ids), Outcome.position <= until)
         .order_by(Outcome.position)
     )  # fmt: skip
 
 
-def rewards_of(ids: Sequence[uuid.UUID]) -> Query:
-    """Return what some decisions have been credited with."""
+def rewards_of(ids: Sequence[bytes]) -> Query:
+    """Return what some decisions have been credited with.
+
+    The columns after the decision's id (bytes) are those of `service.outcomes.Credit`.
+    """
     return select(
-        Reward.decision_id, Reward.conversions, Reward.revenue_minor, Reward.discount_minor,
-        Reward.profit_minor, Reward.late,
-    ).where(Reward.decision_id == func.any(list(ids)))  # fmt: skip
+        sent("uuid_send", Reward.decision_id), Reward.conversions, Reward.revenue_minor,
+        Reward.discount_minor, Reward.profit_minor, Reward.late,
+    ).where(Reward.decision_id == _any_of(ids))  # fmt: skip
 
 
 def newest_snapshot(campaign_id: int) -> Query:
@@ -345,7 +391,7 @@ def fitted_states(places: Sequence[tuple[int, int]]) -> Query:
 
 
 def campaigns_with_news() -> Query:
-    """Return the ids of campaigns that have decisions or outcomes not yet learnt from."""
+    """Return campaigns that have something not yet learnt from: id, and whether outcomes are."""
     newest = (
         select(Snapshot.decision_position, Snapshot.outcome_position)
         .where(Snapshot.campaign_id == Campaign.id)
@@ -353,24 +399,19 @@ def campaigns_with_news() -> Query:
         .limit(1)
         .lateral()
     )
-    decision, outcome = aliased(Decision), aliased(Outcome)
+    decided = exists().where(
+        Decision.campaign_id == Campaign.id,
+        Decision.position > func.coalesce(newest.c.decision_position, 0),
+    )
+    told = exists().where(
+        Outcome.campaign_id == Campaign.id,
+        Outcome.position > func.coalesce(newest.c.outcome_position, 0),
+    )
     return (
-        select(Campaign.id)
+        select(Campaign.id, told.label("told"))
         .select_from(Campaign)
         .outerjoin(newest, text("true"))
-        .where(
-            Campaign.state != "draft",
-            or_(
-                exists().where(
-                    decision.campaign_id == Campaign.id,
-                    decision.position > func.coalesce(newest.c.decision_position, 0),
-                ),
-                exists().where(
-                    outcome.campaign_id == Campaign.id,
-                    outcome.position > func.coalesce(newest.c.outcome_position, 0),
-                ),
-            ),
-        )
+        .where(Campaign.state != "draft", or_(decided, told))
         .order_by(Campaign.id)
     )
 

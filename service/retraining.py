@@ -39,6 +39,7 @@ from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
 from service.learner import Backend, NotPublished, Place
 from service.models import Retraining
+from service.stretch import batch_of, credits_of, definition_of, read
 
 FEWEST = 200
 MOST = 100_000
@@ -183,12 +184,12 @@ def _rows(connection: Connection, task: Task) -> Batch:
         found = queries.randomised_before(
             task.campaign_id, position, RANDOMISED, min(left, learner.CHUNK)
         )
-        rows = connection.execute(found).all()[::-1]
-        if not rows:
+        rows = read(connection, found, task.definition)
+        if not len(rows):
             break
-        credits = learner.credits_of(connection, rows, task.place.outcome)
-        parts.insert(0, learner.batch_of(task.definition, rows, credits))
-        position, left = rows[0].position - 1, left - len(rows)
+        credits = credits_of(connection, task.campaign_id, rows, task.place.outcome)
+        parts.insert(0, batch_of(task.definition, rows, credits))
+        position, left = int(rows.position[0]) - 1, left - len(rows)
     return _joined(parts)
 
 
@@ -240,7 +241,7 @@ def _publish(
             connection, live.id, live.served, state, place, _place(newest), backend=backend
         )
     recent = queries.randomised_before(live.id, place.decision, RANDOMISED, learner.CHECKED)
-    learner.check(live, state, connection.execute(recent).all())
+    learner.check(live, state, read(connection, recent, live.served))
     _finish(connection, task, state=data, error=None, rows=rows)
     learner.publish(
         connection, live, state, newest.version + 1, place,
@@ -295,7 +296,7 @@ class Retrainer:
             waiting = [
                 row.id
                 for row in connection.execute(queries.running_campaigns()).all()
-                if learner.definition_of(connection, row.id, row.revision).retrains
+                if definition_of(connection, row.id, row.revision).retrains
                 and due(connection, row.id)
             ]
         for campaign_id in waiting:

@@ -6,6 +6,7 @@ simplex from the same function, so a logged decision can be recomputed bit for b
 
 import copy
 import datetime as dt
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,7 +92,6 @@ class LiveCampaign:
         self.policy = self.served.build_policy()
         start = self.policy.init()
         self.learnt = artefact.from_bytes(stored, like=start) if stored else start
-        self.belief = self.policy.believe(self.learnt)
         # Water-filling costs more than all else of a guard, so only where a cap can bind.
         caps = [1.0 if arm.cap is None else arm.cap for arm in definition.arms]
         self._caps = np.array(caps) if min(caps) < 1 else None
@@ -111,6 +111,11 @@ class LiveCampaign:
         )
         self._masked: dict[int, tuple[dict[str, str], int]] = {}
 
+    @functools.cached_property
+    def belief(self) -> Any:
+        """What the policy makes of what it has learnt; it may take 20 ms."""
+        return self.policy.believe(self.learnt)
+
     @classmethod
     def load(
         cls,
@@ -127,7 +132,7 @@ class LiveCampaign:
         Raises:
             ValueError: the definition or the snapshot cannot be read or do not fit each other.
         """
-        return cls(
+        made = cls(
             id=row["id"],
             revision=row["revision"],
             state=row["state"],
@@ -137,6 +142,8 @@ class LiveCampaign:
             version=version,
             stored=state,
         )
+        made.belief  # noqa: B018, now, so that no decision has to wait for it
+        return made
 
     def moved(self, state: State, *, killed: bool) -> "LiveCampaign":
         """Return this campaign in another state."""

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from bandits.evaluation import aipw, regret, srm
 from bandits.posteriors.summary import curves
-from service import queries
+from service import packed, queries
 from service.definition import CampaignDefinition, money
 from service.errors import UnknownCampaign
 from service.models import Campaign, Snapshot
@@ -156,8 +156,8 @@ def _header(material: Material) -> fields.Header:
         estimand=_estimand(definition),
         started_at=campaign.started_at,
         ended_at=campaign.ended_at,
-        first_decision_at=log.moment(times.min()) if len(times) else None,
-        last_decision_at=log.moment(times.max()) if len(times) else None,
+        first_decision_at=packed.moment(times.min()) if len(times) else None,
+        last_decision_at=packed.moment(times.max()) if len(times) else None,
         decisions=len(material.log) + material.log.unread,
         randomised=len(material.drawn),
         holdout=int(np.count_nonzero(material.log.kind == HOLDOUT)),
@@ -183,7 +183,7 @@ def _estimand(definition: CampaignDefinition) -> str:
 
 def _maturity(material: Material) -> float | None:
     window = dt.timedelta(seconds=material.definition.attribution_seconds)
-    ripe = material.drawn.time <= log.microseconds(material.now - window)
+    ripe = material.drawn.time <= packed.microseconds(material.now - window)
     return _share(int(np.count_nonzero(ripe)), len(ripe))
 
 
@@ -216,12 +216,12 @@ def _verdict(material: Material, cut: Slice) -> fields.Verdict:
 
 def _per_day(times: Ints, now: dt.datetime) -> float:
     """Return decisions per day over the last week, or since the first one if that is later."""
-    since = log.microseconds(now - RECENT)
+    since = packed.microseconds(now - RECENT)
     recent = times[times >= since]
     if not len(recent):
         return 0.0
     start = max(since, int(times.min()))
-    span = dt.timedelta(microseconds=max(log.microseconds(now) - start, 1))
+    span = dt.timedelta(microseconds=max(packed.microseconds(now) - start, 1))
     return len(recent) / (span / dt.timedelta(days=1))
 
 
@@ -372,7 +372,7 @@ def _buckets(material: Material) -> Buckets:
     first, last = int(time.min()), int(time.max()) + 1
     count = min(BUCKETS, last - first)
     edges = first + (np.arange(1, count + 1) * (last - first)) // count
-    ends = tuple(log.moment(int(edge)) for edge in edges)
+    ends = tuple(packed.moment(int(edge)) for edge in edges)
     return Buckets(ends, np.searchsorted(edges, time, "right"))
 
 

@@ -10,16 +10,13 @@ force.
 """
 
 import dataclasses
-import datetime as dt
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
-    ColumnElement,
     LargeBinary,
     Select,
     SmallInteger,
@@ -33,6 +30,7 @@ from sqlalchemy.orm import Session
 
 from service.definition import CampaignDefinition
 from service.models import CampaignRevision, Decision, Outcome, Reward
+from service.packed import ARRAY_HEADER_BYTES, Bytes, joined, sent
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -41,10 +39,6 @@ Bools = NDArray[np.bool_]
 POLICY, STICKY, HOLDOUT, OTHER = 0, 1, 2, 3
 KINDS = {"policy": POLICY, "sticky": STICKY, "holdout": HOLDOUT}
 STRETCH = 1 << 17
-# PostgreSQL's binary timestamps count microseconds from 2000-01-01 UTC.
-EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-# The binary form of a one-dimensional array: five words of header, then (length, value) each.
-ARRAY_HEADER_BYTES = 20
 FIXED: tuple[tuple[str, str], ...] = (
     *(("position", ">i8"), ("time", ">i8"), ("unit", ">i8"), ("mask", ">i8")),
     *(("segment", ">i2"), ("arm", ">i2"), ("kind", ">i2"), ("conversions", ">i2")),
@@ -109,16 +103,6 @@ class Log:
         return by_name[objective]
 
 
-def moment(microseconds: int) -> dt.datetime:
-    """Return a logged time as a datetime."""
-    return EPOCH + dt.timedelta(microseconds=int(microseconds))
-
-
-def microseconds(time: dt.datetime) -> int:
-    """Return a datetime as a logged time."""
-    return (time - EPOCH) // dt.timedelta(microseconds=1)
-
-
 def read(session: Session, campaign_id: int, definition: CampaignDefinition) -> Log:
     """Read the log of one campaign, mapped by key to the definition in force.
 
@@ -153,14 +137,8 @@ def outcome_counts(session: Session, campaign_id: int) -> Mapping[str, int]:
     return dict(session.execute(query).all())
 
 
-Bytes = ColumnElement[bytes]
-
-
 def _row() -> Bytes:
     """One decision as bytes: the columns of FIXED in their order, then the simplex."""
-
-    def sent(function: str, value: Any) -> Bytes:
-        return cast(Bytes, getattr(func, function)(value, type_=LargeBinary))
 
     def big(column: Any) -> Bytes:
         return sent("int8send", func.coalesce(column, 0))
@@ -178,7 +156,7 @@ def _row() -> Bytes:
         *(small(Reward.late), sent("float8send", Decision.propensity)),
         sent("array_send", Decision.simplex),
     ]
-    return functools.reduce(lambda left, right: left.op("||")(right), columns)
+    return joined(columns)
 
 
 def _packed(campaign_id: int, start: int, last: int) -> Select[int, bytes]:

@@ -18,10 +18,11 @@ from service import auto, campaigns, db, decide, outcomes, queries, users
 from service.config import Config
 from service.errors import Invalid
 from service.history import policy_now
-from service.learner import Place, advance, batch_of, credits_of
+from service.learner import Place, advance
 from service.messages import DecisionRequest, OutcomeRequest
 from service.models import AuditEntry, Decision
 from service.replay import replay
+from service.stretch import batch_of, credits_of, read
 from service.verify import verify
 from service.views import console_policy
 from service.views import console_words as words
@@ -332,8 +333,8 @@ def test_a_rival_knows_what_a_rebuild_knows_in_whatever_pieces_it_learnt(
 
 def rebuild_as(connection: Any, campaign: int, plan: Any, goal: Place) -> Any:
     """Learn the log as it stands at a place from nothing, in one piece."""
-    rows = connection.execute(queries.decisions_after(campaign, 0, goal.decision, 10_000)).all()
-    credits = credits_of(connection, rows, goal.outcome)
+    rows = read(connection, queries.decisions_after(campaign, 0, goal.decision, 10_000), plan)
+    credits = credits_of(connection, campaign, rows, goal.outcome)
     policy = plan.build_policy()
     return policy.update(policy.init(), batch_of(plan, rows, credits))
 

@@ -1,0 +1,192 @@
+"""A stretch of a campaign's log as columns, which is how everything that learns reads it.
+
+PostgreSQL packs the decisions into one string of bytes and numpy reads them from there: a Python
+object for each would take most of a learner's time. Only decisions with outcomes become objects.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, LargeBinary, case, func, literal, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+from bandits.types import Batch, Contexts
+from service import queries
+from service.decide import RANDOMISED
+from service.definition import CampaignDefinition
+from service.outcomes import Credit, Event, credit, reward
+from service.packed import ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES, joined, moment, sent
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Credits = Mapping[bytes, Credit]
+"""What decisions with outcomes are worth, by their ids."""
+
+FIXED = (
+    *(("position", "int8send", ">i8"), ("id", "uuid_send", "V16")),
+    *(("snapshot", "int8send", ">i8"), ("decided_at", "timestamptz_send", ">i8")),
+    *(("revision", "int4send", ">i4"), ("segment", "int2send", ">i2"), ("arm", "int2send", ">i2")),
+)
+"""The columns that every decision has: name, how the server packs it, how numpy reads that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Decisions of one campaign, in the order of their positions.
+
+    Those that were not randomised have no simplex and no context: rows of zeros.
+    """
+
+    position: Ints  # (N,)
+    id: NDArray[np.void]  # (N,) the 16 bytes of the decision's id
+    snapshot: Ints
+    decided_at: Ints  # (N,) microseconds since `packed.EPOCH`
+    revision: Ints
+    segment: Ints
+    arm: Ints
+    randomised: Bools
+    simplex: Floats  # (N, A)
+    context: Ints  # (N, D)
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def where(self, chosen: Any) -> "Stretch":
+        """Return the decisions that an index or a mask chooses."""
+        columns = {field.name: getattr(self, field.name)[chosen] for field in fields(self)}
+        return Stretch(**columns)
+
+    def __add__(self, other: "Stretch") -> "Stretch":
+        """Return both, one after the other."""
+        names = [field.name for field in fields(self)]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return Stretch(**{name: np.concatenate(pair) for name, pair in pairs.items()})
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The ids as bytes."""
+        packed = self.id.tobytes()
+        return [packed[place : place + 16] for place in range(0, len(packed), 16)]
+
+
+def read(connection: Connection, query: queries.Query, definition: CampaignDefinition) -> Stretch:
+    """Read the decisions that one of the queries selects that start from `queries.DECISION`.
+
+    Raises:
+        ValueError: a randomised decision has other arms or features than the definition.
+    """
+    shape = len(definition.arms), definition.feature_width
+    parts = [
+        _unpacked(randomised, packed, *shape)
+        for randomised, packed in connection.execute(_packed(query))
+    ]
+    whole = functools.reduce(Stretch.__add__, parts, _unpacked(False, b"", *shape))
+    return whole.where(np.argsort(whole.position)) if len(parts) > 1 else whole
+
+
+def _packed(query: queries.Query) -> queries.Query:
+    """Return (randomised, packed decisions), packed in the order of their positions."""
+    rows = query.subquery().c
+    randomised = rows.reason.in_(RANDOMISED)
+    fixed = joined([sent(function, rows[name]) for name, function, _ in FIXED])
+    arrays = [sent("array_send", column) for column in (rows.simplex, rows.context)]
+    row = case((randomised, joined([fixed, *arrays])), else_=fixed)
+    ordered = aggregate_order_by(literal(b"", LargeBinary), rows.position)
+    return select(randomised, func.string_agg(row, ordered, type_=LargeBinary)).group_by(randomised)
+
+
+def _unpacked(randomised: bool, packed: bytes, arms: int, width: int) -> Stretch:
+    types = {name: kind for name, _, kind in FIXED}
+    parts: list[Any] = list(types.items())
+    if randomised:
+        parts += _array("simplex", ">f8", arms) + _array("context", ">i8", width)
+    rows = np.frombuffer(packed, dtype=np.dtype(parts))
+    columns: dict[str, Any] = {
+        name: rows[name] if kind == "V16" else rows[name].astype(np.int64)
+        for name, kind in types.items()
+    }
+    simplex, context = np.zeros((len(rows), arms)), np.zeros((len(rows), width), np.int64)
+    if randomised:
+        simplex[:] = rows["simplex"]["value"]
+        context[:] = rows["context"]["value"] if width else context
+    return Stretch(
+        **columns, randomised=np.full(len(rows), randomised), simplex=simplex, context=context
+    )
+
+
+def _array(name: str, kind: str, length: int) -> list[Any]:
+    """Return how an array of a known length is read."""
+    if not length:
+        return [(name, f"V{EMPTY_ARRAY_BYTES}")]
+    value = [("length", ">i4"), ("value", kind)]
+    return [(f"{name}_header", f"V{ARRAY_HEADER_BYTES}"), (name, value, (length,))]
+
+
+def definition_of(connection: Connection, campaign_id: int, revision: int) -> CampaignDefinition:
+    """Return a revision's definition; revisions never change, so the connection keeps them."""
+    kept: dict[tuple[int, int], CampaignDefinition] = connection.info.setdefault("definitions", {})
+    key = (campaign_id, revision)
+    if key not in kept:
+        document = connection.scalar(queries.revision_definition(campaign_id, revision))
+        kept[key] = CampaignDefinition.model_validate(document)
+    return kept[key]
+
+
+def credits_of(
+    connection: Connection, campaign_id: int, stretch: Stretch, until: int
+) -> dict[bytes, Credit]:
+    """Return what each decision with outcomes is worth at a place in the log."""
+    if not len(stretch):
+        return {}
+    ids = stretch.ids
+    events: dict[bytes, list[Event]] = {}
+    for id, *event in connection.execute(queries.outcomes_of(ids, until)):
+        events.setdefault(id, []).append(Event(*event))
+    places = {id: place for place, id in enumerate(ids)} if events else {}
+    credits = {}
+    for id, found in events.items():
+        place = places[id]
+        credits[id] = credit(
+            definition_of(connection, campaign_id, int(stretch.revision[place])),
+            segment=int(stretch.segment[place]),
+            arm=int(stretch.arm[place]),
+            decided_at=moment(stretch.decided_at[place]),
+            events=found,
+        )
+    return credits
+
+
+def batch_of(
+    definition: CampaignDefinition, stretch: Stretch, credits: Credits, *, sign: int = 1
+) -> Batch:
+    """Return the randomised decisions with what they earned, as policies read them."""
+    rows = stretch.where(stretch.randomised)
+    conversions, rewards = np.zeros((2, len(rows)), np.int64)
+    for place, id in enumerate(rows.ids) if credits else ():
+        if (earned := credits.get(id)) is not None:
+            conversions[place] = earned.conversions
+            rewards[place] = reward(definition.objective, earned)
+    return Batch(
+        contexts=Contexts(segment=rows.segment.astype(np.int32), features=rows.context),
+        arm=rows.arm.astype(np.int32),
+        simplex=rows.simplex,
+        conversions=conversions,
+        reward=rewards,
+        sign=np.full(len(rows), sign, dtype=np.int64),
+        bucket=_buckets(definition, rows),
+    )
+
+
+def _buckets(definition: CampaignDefinition, rows: Stretch) -> Ints | None:
+    """Return when each row was decided (N,), for policies that forget.
+
+    By the log alone: what is late, or taken back, belongs where its decision does.
+    """
+    if not definition.forgets:
+        return None
+    return np.array([definition.bucket(moment(at)) for at in rows.decided_at], dtype=np.int64)
