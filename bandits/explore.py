@@ -44,7 +44,7 @@ def widened(prediction: Prediction, factor: float) -> Prediction:
     draws = prediction.draws
     if draws is not None:
         draws = prediction.mean[:, None, :] + factor * (draws - prediction.mean[:, None, :])
-    return prediction._replace(scale=prediction.scale * factor, draws=draws)
+    return Prediction(prediction.mean, prediction.scale * factor, prediction.freedom, draws)
 
 
 def frozen(draws: Array, mask: Array, *, known: Array | None = None) -> Array:

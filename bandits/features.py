@@ -27,8 +27,10 @@ ONE = 1 << FEATURE_BITS
 def quantise(x: Array) -> Array:
     """Features (..., D), any float type, as int64 in 2**-12, cut off at ±FEATURE_LIMIT."""
     xp = namespace(x)
-    scaled = xp.rint(xp.nan_to_num(xp.asarray(x), nan=0.0, posinf=16.0, neginf=-16.0) * ONE)
-    return xp.clip(scaled, -FEATURE_LIMIT, FEATURE_LIMIT).astype(xp.int64)
+    scaled = xp.rint(xp.asarray(x) * ONE)
+    # The limits cut infinities off too, and a comparison costs less than `nan_to_num`.
+    scaled = xp.where(scaled == scaled, scaled, 0.0)
+    return xp.minimum(xp.maximum(scaled, -FEATURE_LIMIT), FEATURE_LIMIT).astype(xp.int64)
 
 
 def values(features: Array) -> Array:
@@ -72,7 +74,7 @@ def check(features: Array, *, rows: int, width: int) -> None:
     """
     if features.shape != (rows, width):
         raise ValueError(f"contexts.features must be {(rows, width)}, not {features.shape}")
-    if np.dtype(features.dtype) != np.dtype(np.int64):
+    if features.dtype != np.int64:
         raise TypeError(f"contexts.features must be int64, not {features.dtype}")
-    if features.size and abs(features).max() > FEATURE_LIMIT:
+    if features.size and np.abs(features).max() > FEATURE_LIMIT:
         raise ValueError(f"contexts.features must be within ±{FEATURE_LIMIT} (bandits.features)")

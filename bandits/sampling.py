@@ -9,7 +9,9 @@ the first arm. The vector forms give exactly the same numbers as the scalar form
 np.True_
 """
 
-from collections.abc import Iterable, Sequence
+import bisect
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -34,6 +36,23 @@ def uniform(seed: str | bytes, key: str | bytes) -> float:
     message = key.encode() if isinstance(key, str) else key
     digest = blake2b(message, key=secret, digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) * _UNIT
+
+
+def keyed(seed: bytes) -> Callable[[bytes], float]:
+    """:func:`uniform` of one seed, as a function of the key: what hangs on the seed is done once.
+
+    Raises:
+        ValueError: as for :func:`uniform`.
+    """
+    uniform(seed, b"")
+    fresh = blake2b(key=seed, digest_size=8).copy
+
+    def number(key: bytes) -> float:
+        hashed = fresh()
+        hashed.update(key)
+        return (int.from_bytes(hashed.digest(), "big") >> 11) * _UNIT
+
+    return number
 
 
 def uniforms(seed: str | bytes, keys: Iterable[str | bytes]) -> NDArray[np.float64]:
@@ -62,6 +81,22 @@ def draw(simplex: Sequence[float] | NDArray[np.float64], u: float) -> int:
     if last < 0:
         raise ValueError("simplex has no arm of positive probability")
     return last
+
+
+def drawer(simplex: Sequence[float]) -> Callable[[float], int]:
+    """:func:`draw` from one simplex (A,), as a function of ``u``: its sums are added up once.
+
+    Raises:
+        ValueError: as for :func:`draw`.
+    """
+    last = draw(simplex, 1.0)
+    # The same additions in the same order: an arm of probability 0 repeats the sum before it.
+    sums = list(itertools.accumulate(max(float(p), 0.0) for p in simplex))
+
+    def arm(u: float) -> int:
+        return min(bisect.bisect_right(sums, u), last)
+
+    return arm
 
 
 def draws(simplices: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -8,17 +8,25 @@ checkout.
 """
 
 import datetime as dt
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from bandits import features
 from bandits.types import FEATURE_LIMIT
 from service import holidays
-from service.definition import BooleanFeature, CampaignDefinition, CategoryFeature, Feature
+from service.definition import (
+    BooleanFeature,
+    CampaignDefinition,
+    CategoryFeature,
+    Feature,
+    NumberFeature,
+)
 
 
 class Told(NamedTuple):
@@ -37,6 +45,9 @@ class Told(NamedTuple):
 
 TRAITS_LAST = dt.timedelta(days=30)
 """Traits that were computed longer ago count as unknown: features take their defaults."""
+LEAST_SCALE = 1e-250
+"""Numbers over a smaller scale may leave the range of a double, and are looked at one by one."""
+_PLAIN = frozenset((int, float))
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 CLOCK: Mapping[str, Callable[[dt.datetime], object]] = {
     "hour": lambda now: now.hour,
@@ -103,6 +114,69 @@ def filled(definition: CampaignDefinition, attributes: Mapping[str, object]) -> 
         for feature in definition.features
         if not _known(feature, attributes.get(feature.key))
     ]
+
+
+class Encoder:
+    """`encode` and `filled` of one definition, many times: numbers are encoded all at once."""
+
+    def __init__(self, definition: CampaignDefinition) -> None:
+        self._definition, self._others = definition, list[tuple[slice, Feature]]()
+        numbers, places, place = list[NumberFeature](), list[int](), 0
+        for feature in definition.features:
+            if isinstance(feature, NumberFeature):
+                numbers.append(feature)
+                places.append(place)
+            else:
+                self._others.append((slice(place, place + feature.width), feature))
+            place += feature.width
+        self._keys = [feature.key for feature in numbers]
+        self._places = np.array(places, dtype=np.intp) if self._others else slice(None)
+        self._centres = np.array([feature.centre for feature in numbers])
+        self._scales = np.array([feature.scale for feature in numbers])
+        # One key alone would come without a list around it.
+        self._told = operator.itemgetter(*self._keys) if len(numbers) > 1 else None
+        self._sound = all(feature.scale > LEAST_SCALE for feature in numbers)
+
+    def __call__(self, attributes: Mapping[str, object]) -> tuple[tuple[int, ...], list[str]]:
+        """Return the context and the keys of the features whose default was used."""
+        definition = self._definition
+        if not definition.features:
+            return (), []
+        numbers = self._numbers(attributes)
+        if numbers is None:
+            return encode(definition, attributes), filled(definition, attributes)
+        missing: list[str] = []
+        if self._others:
+            found = np.empty(definition.feature_width)
+            found[self._places] = numbers
+            numbers = found
+            for place, feature in self._others:
+                value = attributes.get(feature.key)
+                found[place] = _numbers(feature, value)
+                if not _known(feature, value):
+                    missing.append(feature.key)
+        return tuple(features.quantise(numbers).tolist()), missing
+
+    def _numbers(self, attributes: Mapping[str, object]) -> NDArray[np.float64] | None:
+        """Return what stands for the features that are numbers, if all were plainly told."""
+        if not self._sound:
+            return None
+        try:
+            if self._told is not None:
+                told = self._told(attributes)
+            else:
+                told = [attributes[key] for key in self._keys]
+            if not _PLAIN.issuperset(map(type, told)):
+                return None
+            values = np.array(told, dtype=np.float64)
+        except (KeyError, OverflowError):
+            return None
+        # An integer next beyond 2**53 becomes 2**53 as a float, so that is looked at one by one.
+        if values.size and not np.maximum.reduce(np.abs(values)) < 2**53:
+            return None
+        values -= self._centres
+        values /= self._scales
+        return values
 
 
 def told(definition: CampaignDefinition, context: Sequence[int]) -> list[Told]:

@@ -9,7 +9,6 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from bandits import sampling
 from service.definition import Arm, CampaignDefinition, Rule, Segment
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -67,10 +66,15 @@ def segment_of(definition: CampaignDefinition, attributes: Mapping[str, object])
     return len(definition.segments)
 
 
-def held_out(definition: CampaignDefinition, seed: bytes, unit: bytes) -> bool:
-    """Tell whether a unit belongs to the holdout: a fixed draw per campaign and unit."""
+def held_out(
+    definition: CampaignDefinition, uniform: Callable[[bytes], float], unit: bytes
+) -> bool:
+    """Tell whether a unit belongs to the holdout: a fixed draw per campaign and unit.
+
+    ``uniform`` is `bandits.sampling.keyed` of the campaign's seed.
+    """
     share = definition.holdout
-    return share > 0 and sampling.uniform(seed, b"holdout" + unit) < share
+    return share > 0 and uniform(b"holdout" + unit) < share
 
 
 def masked(

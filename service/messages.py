@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
+import pydantic_core
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from service.definition import MAX_MINOR, Attributes, Document, Key, Moment, Offer, Short
@@ -102,6 +103,16 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
         if found.attributes:
             names += 1 + len(found.attributes)
         return found if raw.count(b'":') == names else None
+
+    def without_unit(self) -> bytes:
+        """Return the JSON of the same document without its unit and without what is not given."""
+        told: dict[str, object] = {"campaign": self.campaign, "attributes": self.attributes}
+        if self.product is not None:
+            told["product"] = self.product
+        told["exclude_arms"] = ()
+        if self.request_id is not None:
+            told["request_id"] = self.request_id
+        return pydantic_core.to_json(told)
 
     def full(self) -> DecisionRequest:
         """Return the same as the document that it is."""

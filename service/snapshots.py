@@ -7,8 +7,9 @@ simplex from the same function, so a logged decision can be recomputed bit for b
 import copy
 import datetime as dt
 import functools
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import orjson
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from bandits import artefact, sampling, simplex
 from bandits.types import Contexts
+from service import contexts
 from service.definition import AUTO, CampaignDefinition
-from service.eligibility import State, mask_bits, masked, state_at
+from service.eligibility import State, held_out, mask_bits, masked, state_at
 
 MAX_SIMPLEXES = 10_000
 
@@ -31,12 +33,38 @@ def whole(state: bytes, fitted: bytes | None) -> bytes:
     return state if fitted is None else artefact.completed(state, fitted)
 
 
-class Choice(NamedTuple):
+@dataclass(slots=True)
+class Choice:
     """A drawn arm: its place, the probability it was drawn with, and the whole simplex."""
 
     arm: int
     propensity: float
     simplex: tuple[float, ...]
+    _row: str = field(default="", init=False, compare=False, repr=False)
+    _number: str = field(default="", init=False, compare=False, repr=False)
+
+    @property
+    def row(self) -> str:
+        """Its part of a log entry, as JSON: written once, for all decisions that share it."""
+        if not self._row:
+            named = {"simplex": self.simplex, "arm": self.arm, "propensity": self.propensity}
+            self._row = orjson.dumps(named)[1:-1].decode()
+        return self._row
+
+    @property
+    def number(self) -> str:
+        """The propensity as JSON."""
+        if not self._number:
+            self._number = orjson.dumps(self.propensity).decode()
+        return self._number
+
+
+class _Drawn:
+    """Choices from one simplex, which decisions without a context share."""
+
+    def __init__(self, chances: tuple[float, ...]) -> None:
+        self.arm = sampling.drawer(chances)
+        self.choices = [Choice(arm, chance, chances) for arm, chance in enumerate(chances)]
 
 
 def served(definition: CampaignDefinition, stored: bytes | None) -> CampaignDefinition:
@@ -97,14 +125,21 @@ class LiveCampaign:
         self._caps = np.array(caps) if min(caps) < 1 else None
         self._contextual = self.served.contextual
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
-        self._chances: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._drawn: dict[tuple[int, int], _Drawn] = {}
+        self._eligible: dict[int, tuple[NDArray[np.bool_], Callable[[Any], Any]]] = {}
+        self._uniform = sampling.keyed(seed)
+        self.encode = contexts.Encoder(definition)
+        self.default = definition.default_index
+        # What the ids and the log entries of all its decisions have in common.
+        self.prefix = id.to_bytes(4, "big")
+        self.row = f'"campaign_id":{id},"revision":{revision}'
         self._certain = [
             Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
             for arm in self.range_of_arms
         ]
         self.recommends = definition.recommends
         self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
-        self._offers: dict[tuple[int, int], orjson.Fragment] = {}
+        self._offers: dict[tuple[int, int], str] = {}
         # Which arms are eligible hangs on the segment alone, unless a request excludes some.
         self._conditional = definition.budget_minor is not None or any(
             arm.only_if for arm in definition.arms
@@ -178,29 +213,47 @@ class LiveCampaign:
         return known
 
     def _computed(self, segment: int, mask: int, context: Sequence[int]) -> NDArray[np.float64]:
-        arms = self.range_of_arms
-        eligible = np.array([[mask >> arm & 1 for arm in arms]], dtype=bool)
-        contexts = Contexts(
+        eligible, guarded = self._guarded(mask)
+        row = Contexts(
             segment=np.array([segment], dtype=np.int32),
             features=np.array([context], dtype=np.int64),
         )
-        raw = np.asarray(self.policy.probabilities(self.belief, contexts, eligible))
-        floor = self.definition.floor
-        guarded = simplex.guard(raw, eligible, floor=floor, cap=self._caps)
-        chances: NDArray[np.float64] = np.asarray(guarded)[0]
+        raw = np.asarray(self.policy.probabilities(self.belief, row, eligible))
+        chances: NDArray[np.float64] = guarded(raw)[0]
         return chances
+
+    def _guarded(self, mask: int) -> tuple[NDArray[np.bool_], Callable[[Any], Any]]:
+        """Return a mask as an array (1, A), and what guards a simplex under it."""
+        known = self._eligible.get(mask)
+        if known is None:
+            eligible = np.array([[mask >> arm & 1 for arm in self.range_of_arms]], dtype=bool)
+            floor, caps = self.definition.floor, self._caps
+            if caps is None:
+                guarded = simplex.guarding(eligible, floor=floor)
+            else:
+                guarded = functools.partial(simplex.guard, mask=eligible, floor=floor, cap=caps)
+            if len(self._eligible) >= MAX_SIMPLEXES:
+                self._eligible.clear()
+            known = self._eligible[mask] = eligible, guarded
+        return known
 
     def draw(self, segment: int, mask: int, key: bytes, context: Sequence[int] = ()) -> Choice:
         """Return the arm that the key draws: the same inputs always draw the same arm."""
-        chances = None if self._contextual else self._chances.get((segment, mask))
-        if chances is None:
+        if self._contextual:
             chances = tuple(self.simplex(segment, mask, context).tolist())
-            if not self._contextual:
-                if len(self._chances) >= MAX_SIMPLEXES:
-                    self._chances.clear()
-                self._chances[segment, mask] = chances
-        arm = sampling.draw(chances, sampling.uniform(self.seed, key))
-        return Choice(arm, chances[arm], chances)
+            arm = sampling.draw(chances, self._uniform(key))
+            return Choice(arm, chances[arm], chances)
+        drawn = self._drawn.get((segment, mask))
+        if drawn is None:
+            if len(self._drawn) >= MAX_SIMPLEXES:
+                self._drawn.clear()
+            drawn = _Drawn(tuple(self.simplex(segment, mask, context).tolist()))
+            self._drawn[segment, mask] = drawn
+        return drawn.choices[drawn.arm(self._uniform(key))]
+
+    def held_out(self, unit: bytes) -> bool:
+        """Tell whether a unit belongs to the holdout."""
+        return held_out(self.definition, self._uniform, unit)
 
     def certain(self, arm: int) -> Choice:
         """Return an arm that was not drawn: it had probability one."""
@@ -226,12 +279,13 @@ class LiveCampaign:
             known = self._masked[segment] = reasons, mask_bits(self.definition, reasons)
         return known
 
-    def offer_json(self, segment: int, arm: int) -> orjson.Fragment:
-        """Return the offer of an arm in a segment as JSON."""
+    def served_json(self, segment: int, arm: int) -> str:
+        """Return an arm and its offer in a segment, as two members of a JSON object."""
         known = self._offers.get((segment, arm))
         if known is None:
-            written = self.definition.offer(segment, arm).model_dump_json()
-            known = self._offers[segment, arm] = orjson.Fragment(written)
+            offer = self.definition.offer(segment, arm).model_dump_json()
+            known = f'"arm":"{self.definition.arms[arm].key}","offer":{offer}'
+            self._offers[segment, arm] = known
         return known
 
     @property

@@ -9,6 +9,7 @@ from bandits.backend import Backend, is_traced
 from bandits.regressors.regressor import Prediction, Regressor
 from bandits.types import Array, Belief, Contexts, Policy
 
+_INT64, _BOOL = np.dtype(np.int64), np.dtype(bool)
 #: ``(prediction, mask (B, A), belief) -> simplex (B, A)``.
 Rule = Callable[[Prediction, Array, Belief], Array]
 
@@ -35,11 +36,12 @@ def policy(
 
     def probabilities(belief: Belief, contexts: Contexts, mask: Array) -> Array:
         check_shapes(contexts, mask, arms=arms, features=features)
+        if space.name != "jax":
+            check_values(contexts, mask, segments=segments)
+            return simplices(belief, contexts, mask)
         if is_traced(contexts.segment, contexts.features, mask, *leaves(belief)):
             return simplices(belief, contexts, mask)
         check_values(contexts, mask, segments=segments)
-        if space.name != "jax":
-            return compiled(belief, contexts, mask)
         rows = mask.shape[0]
         padded = np.arange(1 << max(0, rows - 1).bit_length()) % rows
         wide = Contexts(*(np.asarray(field)[padded] for field in contexts))
@@ -64,22 +66,27 @@ def check_shapes(contexts: Contexts, mask: Array, *, arms: int, features: int) -
         raise ValueError(
             f"contexts.features must be {(rows, features)}, not {contexts.features.shape}"
         )
-    if np.dtype(contexts.features.dtype) != np.dtype(np.int64):
+    if contexts.features.dtype != _INT64:
         raise TypeError(f"contexts.features must be int64, not {contexts.features.dtype}")
     if mask.shape != (rows, arms):
         raise ValueError(f"mask must be (B, A) with A = {arms}, not {mask.shape}")
-    if np.dtype(mask.dtype) != np.dtype(bool):
+    if mask.dtype != _BOOL:
         raise TypeError(f"mask must be bool, not {mask.dtype}")
 
 
 def check_values(contexts: Contexts, mask: Array, *, segments: int) -> None:
     """Raise unless every row has a segment, an eligible arm and features within their limit."""
-    segment = np.asarray(contexts.segment)
-    if segment.size and not 0 <= segment.min() <= segment.max() < segments:
-        raise ValueError(f"segment must be in [0, {segments})")
-    if not np.logical_or.reduce(np.asarray(mask), axis=1).all():
-        raise ValueError("mask has a row without an eligible arm")
+    segment, allowed = np.asarray(contexts.segment), np.asarray(mask)
     found = np.asarray(contexts.features)
+    if segment.size == 1:  # a single decision, for which numpy's reductions are the dearer ones
+        sound, served = 0 <= segment.item() < segments, bool(np.count_nonzero(allowed))
+    else:
+        sound = not segment.size or bool(0 <= segment.min() <= segment.max() < segments)
+        served = bool(np.logical_or.reduce(allowed, axis=1).all())
+    if not sound:
+        raise ValueError(f"segment must be in [0, {segments})")
+    if not served:
+        raise ValueError("mask has a row without an eligible arm")
     quantised.check(found, rows=found.shape[0], width=found.shape[1])
 
 

@@ -239,17 +239,19 @@ def _student(
     if backend.name != "numpy":
         return _chunked(others, arrays, backend)
     _check_double(arrays)
+    if len(mask) == 1 and np.count_nonzero(mask) == mask.size:  # a single decision, most often
+        p = graded.shares(mean[0], scale[0], freedom[0])
+        if p is not None and abs((total := float(np.add.reduce(p))) - 1.0) <= RAW_TOLERANCE:
+            return (p / total if settle else p)[None]
     out, left = np.zeros(mask.shape), []
-    for row, on in enumerate(mask):
-        if np.count_nonzero(on) == len(on):
-            p = graded.shares(mean[row], scale[row], freedom[row])
-        else:
-            p = graded.shares(mean[row, on], scale[row, on], freedom[row, on])
+    for row, some in enumerate(mask):
+        on = _ALL if np.count_nonzero(some) == len(some) else some
+        p = graded.shares(mean[row][on], scale[row][on], freedom[row][on])
         total = np.nan if p is None else float(np.add.reduce(p))
         if p is None or abs(total - 1.0) > RAW_TOLERANCE:
             left.append(row)
         else:
-            out[row, on] = p / total if settle else p
+            out[row][on] = p / total if settle else p
     if left:
         out[left] = _chunked(others, tuple(array[left] for array in arrays), backend)
     return out
@@ -452,8 +454,9 @@ def _settle(p: Array, mask: Array, backend: Backend) -> Array:
 
 
 def _check_double(arrays: tuple[Array, ...]) -> None:
-    for array, what in zip(arrays, ("first", "second", "third", "fourth"), strict=False):
+    for place, array in enumerate(arrays):
         if array.dtype not in _DOUBLE_OR_BOOL:
+            what = ("first", "second", "third", "fourth")[place]
             require_double(array, what=f"the {what} argument")
 
 

@@ -17,6 +17,8 @@ in the arms.
 Numpy only: the number of panels depends on values, which ``jax.jit`` does not allow.
 """
 
+import bisect
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +92,7 @@ def _table() -> _Table:
 
 
 _TABLE = _table()
+_CUTS = _TABLE.cuts.tolist()
 
 
 def shares(mean: Floats, scale: Floats, freedom: Floats) -> Floats | None:
@@ -106,17 +109,20 @@ def shares(mean: Floats, scale: Floats, freedom: Floats) -> Floats | None:
     least = float(np.minimum.reduce(freedom))
     if not least >= NEAR:
         return None
-    ends = mean + (_ENDS + _BOTH * (SLACK / least)) * scale
+    ends = mean + _reach(least) * scale
     low, top = np.maximum.reduce(ends, axis=1).tolist()
     if len(mean) > FEW:
         low = _raised(mean, scale, low, top)
     live = ends[1] > low
     count = np.count_nonzero(live)
+    most = float(np.maximum.reduce(freedom))
     if count == len(mean):
-        return _integrated(mean - low, scale, freedom, top - low)
+        return _integrated(mean - low, scale, freedom, top - low, same=least == most)
     if count == 0:  # something is not a number
         return None
-    some = _integrated(mean[live] - low, scale[live], freedom[live], top - low)
+    left = freedom[live]
+    same = least == most or float(np.minimum.reduce(left)) == float(np.maximum.reduce(left))
+    some = _integrated(mean[live] - low, scale[live], left, top - low, same=same)
     if some is None:
         return None
     out = np.zeros(len(mean))
@@ -137,20 +143,31 @@ def _raised(mean: Floats, scale: Floats, low: float, top: float) -> float:
     return low
 
 
-def _integrated(mean: Floats, scale: Floats, freedom: Floats, end: float) -> Floats | None:
-    """The integral over [0, end]; None where the table does not reach so far."""
+@functools.lru_cache(maxsize=256)
+def _reach(least: float) -> Floats:
+    """Where arms of at least so many degrees of freedom begin and end, in scales: (2, 1)."""
+    return _ENDS + _BOTH * (SLACK / least)
+
+
+def _integrated(
+    mean: Floats, scale: Floats, freedom: Floats, end: float, *, same: bool
+) -> Floats | None:
+    """The integral over [0, end]; None where the table does not reach so far.
+
+    ``same`` says that all arms have the same degrees of freedom.
+    """
     unit = float(np.minimum.reduce(scale)) * (0.5 if len(mean) > FEW else 1.0)
-    panels = int(_TABLE.cuts.searchsorted(end / unit))
+    panels = bisect.bisect_left(_CUTS, end / unit)
     if panels > PANELS:
         return None
     count = panels * NODES
     middle, units = (mean / scale)[:, None], (unit / scale)[:, None]
-    least, most = float(np.minimum.reduce(freedom)), float(np.maximum.reduce(freedom))
-    nu: Floats | float = least if least == most else freedom[:, None]
+    nu: Floats | float = float(freedom[0]) if same else freedom[:, None]
+    few = (nu if isinstance(nu, float) else float(np.minimum.reduce(freedom))) < MANY
 
     def factors(part: slice) -> tuple[Floats, Floats]:
         of = nu if isinstance(nu, float) else nu[part]
-        f = _densities(middle[part], units[part], of, count, few=least < MANY)
+        f = _densities(middle[part], units[part], of, count, few=few)
         return f, _distributions(f, panels)
 
     size = max(1, BLOCK // count)
@@ -172,8 +189,8 @@ def _distributions(f: Floats, panels: int) -> Floats:
     """
     inside = f.reshape(-1, panels, NODES) * _TABLE.widths[:panels]
     above = (inside.reshape(-1, NODES) @ _TABLE.above).reshape(-1, panels, NODES + 1)
-    beyond = 1.0 - above[..., NODES] @ _TABLE.later[:panels, :panels]
-    below = (beyond[..., None] - above[..., :NODES]).reshape(f.shape)
+    beyond = 1.0 - above[:, :, NODES] @ _TABLE.later[:panels, :panels]
+    below = (beyond[:, :, None] - above[:, :, :NODES]).reshape(f.shape)
     # 1e-200 keeps the quotient finite; what it adds is far under the rule's own error.
     return np.maximum(below, 1e-200, out=below)
 

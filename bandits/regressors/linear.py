@@ -127,6 +127,15 @@ def columns(*, segments: int, features: int) -> int:
 def design(contexts: Contexts, *, segments: int, space: Backend) -> Array:
     """The integer design (B, P) in 2**-12: an intercept, which segment (from 1 on), features."""
     xp = space.xp
+    if space.name == "numpy":
+        rows, width = contexts.features.shape
+        shape = rows, columns(segments=segments, features=width)
+        made = np.empty(shape, contexts.features.dtype)
+        made[:, 0] = ONE
+        if segments > 1:
+            made[:, 1:segments] = (contexts.segment[:, None] == np.arange(1, segments)) * ONE
+        made[:, segments:] = contexts.features
+        return made
     features = xp.asarray(contexts.features)
     parts = [xp.full((features.shape[0], 1), ONE, dtype=features.dtype), features]
     if segments > 1:

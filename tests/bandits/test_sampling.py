@@ -46,3 +46,22 @@ def test_rounding_and_nonsense() -> None:
         sampling.draws(np.zeros((1, 2)), np.array([0.5]))
     with pytest.raises(ValueError, match="expected"):
         sampling.draws(np.ones((1, 2)), np.zeros(2))
+
+
+def test_what_is_prepared_once_gives_the_same_numbers_and_arms() -> None:
+    rng = np.random.default_rng(9)
+    number = sampling.keyed(b"seed")
+    for arms in (1, 2, 10, 50):
+        p = rng.dirichlet(np.ones(arms)) * (rng.random(arms) < 0.7)
+        p[rng.integers(arms)] += 0.1
+        arm = sampling.drawer(p.tolist())
+        for turn in range(500):
+            key = turn.to_bytes(4, "big")
+            u = number(key)
+            assert u == sampling.uniform(b"seed", key)
+            assert arm(u) == sampling.draw(p, u)
+        assert arm(1.0 - 2.0**-53) == sampling.draw(p, 1.0 - 2.0**-53)
+    with pytest.raises(ValueError, match="positive"):
+        sampling.drawer([0.0, 0.0])
+    with pytest.raises(ValueError, match="seed"):
+        sampling.keyed(b"")

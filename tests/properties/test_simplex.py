@@ -127,3 +127,11 @@ def test_check_names_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             simplex.check(np.array(p), mask)
+
+
+@settings(deadline=None)
+@given(cases(), st.floats(0, 0.5))
+def test_a_guard_made_for_a_mask_gives_the_same_numbers(case: Case, floor: float) -> None:
+    p, mask = case
+    expected = simplex.guard(p, mask, floor=floor)
+    np.testing.assert_array_equal(simplex.guarding(mask, floor=floor)(p), expected)
