@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
@@ -20,10 +19,6 @@ from service.config import Config, ConfigError
 from service.errors import BarterError
 from service.models import IMPORTS, ROLES, SCOPES
 
-if TYPE_CHECKING:
-    from service.gateway import Gateway
-
-WORKER_STOP_SECONDS = 8
 YIELDING = 5
 """How nice carrier and learner are: where processors are scarce, checkouts go first."""
 
@@ -45,13 +40,13 @@ def serve(config: Config, _: argparse.Namespace) -> int:
 
 
 def web(config: Config, _: argparse.Namespace) -> int:
-    """Run the web workers only; they answer from the local file that `carry` keeps."""
-    from granian.constants import Interfaces
-    from granian.log import LogLevels
+    """Run the web workers only; they answer from the local file that `carry` keeps.
 
-    from service.listener import MAX_CONNECTIONS, inherited
+    SIGHUP replaces them one by one, without a request that fails.
+    """
+    from service.listener import inherited
     from service.supervisor import PARENT, when_orphaned
-    from service.webserver import SharedServer
+    from service.webserver import Workers
 
     # Workers are as many as there are cores: a second thread for a product of matrices would only
     # wait for its turn, 16 ms instead of 0.6 for recommendations beside a busy learner.
@@ -59,43 +54,28 @@ def web(config: Config, _: argparse.Namespace) -> int:
     _share_figures(config)
     if parent := os.environ.get(PARENT):
         when_orphaned(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    server = SharedServer(
-        "service.cli:worker",
-        factory=True,
-        interface=Interfaces.RSGI,
-        address=config.host,
-        port=config.port,
-        workers=config.workers,
-        backlog=MAX_CONNECTIONS,
-        backpressure=MAX_CONNECTIONS,
-        respawn_failed_workers=True,
-        # One that is told to stop while it starts does not hear it.
-        workers_kill_timeout=WORKER_STOP_SECONDS,
-        log_access=False,
-        # It would warn of our threads, most of which only wait for the disk, at every start.
-        log_level=LogLevels.error,
-    )
-    server.listener = inherited(config)
-    server.serve()
+    Workers(inherited(config), config.workers).run()
     return 0
 
 
-def worker() -> "Gateway":
-    """Return the application of one web worker, which ends when its server does."""
+def worker(config: Config, _: argparse.Namespace) -> int:
+    """Run one web worker on a socket that it is given; `web` starts them."""
     from service.app import create_app
-    from service.gateway import Gateway
     from service.hot import Hot
+    from service.listener import inherited
     from service.supervisor import when_orphaned
+    from service.webserver import serve
 
-    # The writer of the log asks for its turn after half a millisecond, not after five.
-    sys.setswitchinterval(0.0005)
     # What was acknowledged is on disk, and nobody is left to hand requests to.
     when_orphaned(os.getppid(), lambda: os._exit(1))
-    app = create_app()
+    # The writer of the log asks for its turn after half a millisecond, not after five.
+    sys.setswitchinterval(0.0005)
+    app = create_app(config)
     # What is there now stays: looking through it for garbage would hold up decisions.
     gc.collect()
     gc.freeze()
-    return Gateway(app, Hot(app).routes)
+    serve(app, Hot(app).routes, inherited(config))
+    return 0
 
 
 def _share_figures(config: Config) -> None:
@@ -339,6 +319,7 @@ def parser() -> argparse.ArgumentParser:
     show = add("demo", demo, "show the whole loop on real retail data")
     demo_options(show)
     add("web", web, "run the web workers only")
+    add("worker", worker, "run one web worker; `web` does")
     add("carry", carry, "run the carrier only")
     add("learn", learn, "run a learner only")
     return root

@@ -1,22 +1,21 @@
-"""What a web worker serves: Granian's own interface (RSGI) in front of Flask.
+"""Flask behind a web worker's loop: every request in one of a few threads (ASGI to WSGI).
 
-Hot routes are answered by `service.hot` on the worker's loop, where waiting for the disk occupies
-no thread. What they leave, and everything else, goes to Flask by WSGI (PEP 3333), in one of a few
-threads. Small bodies are read before; larger ones, such as files, as the view asks for them.
+Hot routes are answered in front of it (`service.protocol`). Small bodies are read before a thread
+is taken, so that a client which sends half of one occupies none; larger ones, such as files, as the
+view asks for them (WSGI: PEP 3333).
 """
 
 import asyncio
 import io
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
 from flask import Flask
 
-from service.hot import Answer, Headers, Route, refused
-from service.webserver import RETIRE, SERVING, take_no_more
+from service.hot import refused
 
 THREADS = 16
 MAX_WAITING = 256
@@ -24,127 +23,101 @@ MAX_WAITING = 256
 WHOLE_BYTES = 1 << 20
 """Bodies up to this size are read, and sent, in one piece."""
 BODY_SECONDS = 30.0
+"""How long a client may take to send the next piece of a body."""
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 log = structlog.get_logger()
 
 
 class Gateway:
-    """One worker's application; make it in the worker, after the fork.
+    """One worker's application (ASGI); make it in the worker."""
 
-    ``routes`` are what is answered in front of Flask, by path; all are POST.
-    """
-
-    def __init__(self, app: Flask, routes: Mapping[str, Route]) -> None:
-        self._app, self._routes = app, routes
+    def __init__(self, app: Flask) -> None:
+        self._app = app
         self._waiting = 0
-        self._retiring = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="flask")
 
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell the server that this worker serves; it will say when another one does instead."""
-        loop.add_signal_handler(RETIRE, self._retire)
-        SERVING.set()
-
-    def _retire(self) -> None:
-        self._retiring = True
-        take_no_more()
-
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope.proto != "http":
-            protocol.close(1003)
-            return
-        body = None
-        if _small(scope):
-            body = await protocol()
-            route = self._routes.get(scope.path)
-            if route is not None and scope.method == "POST":
-                answer = await self._answered(route, scope, body)
-                if answer is not None:
-                    protocol.response_bytes(*self._last(answer))
-                    return
-        await self._flask(scope, protocol, body)
-
-    async def _answered(self, route: Route, scope: Any, body: bytes) -> Answer | None:
-        try:
-            return await route(scope.headers, scope.query_string, body)
-        except Exception:
-            log.exception("hot_route_failed")
-            return None
-
-    async def _flask(self, scope: Any, protocol: Any, body: bytes | None) -> None:
-        loop = asyncio.get_running_loop()
-        source = io.BytesIO(body) if body is not None else _Body(protocol, loop)
-        environ = _environ(scope, source)
-        call = _Call(self._app, environ, protocol, loop)
         if self._waiting >= MAX_WAITING:
-            protocol.response_bytes(*refused("Too much is asked at once; try again in a second."))
+            status, headers, body = refused("Too much is asked at once; try again in a second.")
+            lines = headers.strip().split(b"\r\n")
+            pairs = [tuple(line.split(b": ", 1)) for line in lines]
+            await send({"type": "http.response.start", "status": status, "headers": pairs})
+            await send({"type": "http.response.body", "body": body})
             return
         self._waiting += 1
         try:
-            answer = await loop.run_in_executor(self._threads, call)
+            await self._flask(scope, receive, send)
         finally:
             self._waiting -= 1
-        if answer is not None:
-            protocol.response_bytes(*self._last(answer))
 
-    def _last(self, answer: Answer) -> Answer:
-        """Ask the client to connect anew for what it asks next, once another worker serves."""
-        if not self._retiring:
-            return answer
-        status, headers, body = answer
-        return status, [*headers, ("connection", "close")], body
+    async def _flask(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        source: Any = _Body(receive, loop)
+        if _small(scope):
+            try:
+                source = io.BytesIO(await _whole(receive))
+            except (TimeoutError, ConnectionError):
+                return  # it is gone, or too slow: nobody is there to be told
+        call = _Call(self._app, _environ(scope, source), send, loop)
+        answer = await loop.run_in_executor(self._threads, call)
+        if answer is not None:
+            start, body = answer
+            await send(start)
+            await send({"type": "http.response.body", "body": body})
 
 
 class _Call:
     """One request to Flask, in a thread of its own."""
 
-    def __init__(self, app: Flask, environ: dict[str, Any], protocol: Any, loop: Any) -> None:
-        self._app, self._environ, self._protocol, self._loop = app, environ, protocol, loop
-        self._status = 500
-        self._headers: Headers = []
+    def __init__(self, app: Flask, environ: dict[str, Any], send: Send, loop: Any) -> None:
+        self._app, self._environ, self._send, self._loop = app, environ, send, loop
+        self._start: dict[str, Any] = {}
 
-    def __call__(self) -> Answer | None:
+    def __call__(self) -> tuple[dict[str, Any], bytes] | None:
         """Return the answer, or send it piece by piece where it is long or its length unknown."""
         try:
-            parts = self._app.wsgi_app(self._environ, self._start)
+            parts = self._app.wsgi_app(self._environ, self._begin)
         except Exception:
             log.exception("request_lost")
-            return 500, [], b""
+            self._begin("500", [("content-length", "0")])
+            return self._start, b""
         try:
-            length = next((int(v) for k, v in self._headers if k == "content-length"), None)
-            if length is not None and length <= WHOLE_BYTES:
-                return self._status, self._headers, b"".join(parts)
+            lengths = [int(v) for k, v in self._start["headers"] if k == b"content-length"]
+            if lengths and lengths[0] <= WHOLE_BYTES:
+                return self._start, b"".join(parts)
             self._stream(parts)
         finally:
             if hasattr(parts, "close"):
                 parts.close()
         return None
 
-    def _start(self, status: str, headers: Headers, exc_info: Any = None) -> Any:
-        self._status = int(status[:3])
-        self._headers = [(name.lower(), value) for name, value in headers]
+    def _begin(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        pairs = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers]
+        self._start = {"type": "http.response.start", "status": int(status[:3]), "headers": pairs}
 
     def _stream(self, parts: Iterable[bytes]) -> None:
-        async def begin() -> Any:
-            return self._protocol.response_stream(self._status, self._headers)
+        def told(message: dict[str, Any]) -> None:
+            asyncio.run_coroutine_threadsafe(_told(self._send, message), self._loop).result()
 
-        transport = asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
-
-        async def send(part: bytes) -> None:
-            await transport.send_bytes(part)
-
+        told(self._start)
         for part in parts:
             if part:
-                asyncio.run_coroutine_threadsafe(send(part), self._loop).result()
+                told({"type": "http.response.body", "body": part, "more_body": True})
+        told({"type": "http.response.body", "body": b""})
+
+
+async def _told(send: Send, message: dict[str, Any]) -> None:
+    await send(message)
 
 
 class _Body(io.RawIOBase):
     """A long body as a file: the loop reads on when a view does."""
 
-    def __init__(self, protocol: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._pieces: AsyncIterator[bytes] = aiter(protocol)
-        self._loop = loop
-        self._left = b""
+    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
+        self._receive, self._loop = receive, loop
+        self._left, self._more = b"", True
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -152,45 +125,59 @@ class _Body(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with what comes next; 0 at the end."""
-        if not self._left:
-            piece = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
-            self._left = piece.result(BODY_SECONDS)
+        while not self._left and self._more:
+            piece = asyncio.run_coroutine_threadsafe(_next(self._receive), self._loop)
+            self._left, self._more = piece.result(BODY_SECONDS)
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]
         return size
 
-    async def _next(self) -> bytes:
-        # Not `async for`, which would ask for the iterator anew: Granian gives it once.
-        try:
-            while not (piece := await self._pieces.__anext__()):
-                pass
-        except StopAsyncIteration:
-            return b""
-        return piece
+
+async def _next(receive: Receive) -> tuple[bytes, bool]:
+    """Return the next piece of a body and whether there is more.
+
+    Raises:
+        ConnectionError: the client has gone.
+    """
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ConnectionError("the client has gone")
+    return message["body"], message["more_body"]
 
 
-def _small(scope: Any) -> bool:
+async def _whole(receive: Receive) -> bytes:
+    """Return a whole body; raises `TimeoutError` where its next piece does not come in time."""
+    parts, more = [], True
+    while more:
+        part, more = await asyncio.wait_for(_next(receive), BODY_SECONDS)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _small(scope: dict[str, Any]) -> bool:
     """Tell whether a request's body is known to be small, or not there."""
-    length = scope.headers.get("content-length")
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length")
     if length is None:
-        return "transfer-encoding" not in scope.headers
-    return length.isdigit() and int(length) <= WHOLE_BYTES
+        return b"transfer-encoding" not in headers
+    return bool(length.isdigit() and int(length) <= WHOLE_BYTES)
 
 
-def _environ(scope: Any, source: Any) -> dict[str, Any]:
+def _environ(scope: dict[str, Any], source: Any) -> dict[str, Any]:
     """Return the WSGI environment of a request (PEP 3333)."""
-    host, _, port = scope.server.rpartition(":")
-    environ = {
-        "REQUEST_METHOD": scope.method,
+    host, port = scope["server"] or ("localhost", 80)
+    client = scope["client"] or ("", 0)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": "",
-        "PATH_INFO": scope.path.encode("utf-8", "surrogateescape").decode("latin-1"),
-        "QUERY_STRING": scope.query_string,
-        "SERVER_NAME": host or "localhost",
-        "SERVER_PORT": port or "80",
-        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
-        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "PATH_INFO": scope["path"].encode("utf-8", "surrogateescape").decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client[0],
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scope.scheme,
+        "wsgi.url_scheme": scope["scheme"],
         "wsgi.input": source,
         "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
@@ -198,11 +185,11 @@ def _environ(scope: Any, source: Any) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
-    for name, value in scope.headers.items():
-        if "_" in name:
+    for name, value in scope["headers"]:
+        if b"_" in name:
             continue  # it would pass for the header with a hyphen
-        key = name.upper().replace("-", "_")
+        key, text = name.decode("latin-1").upper().replace("-", "_"), value.decode("latin-1")
         key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
         separator = "; " if key == "HTTP_COOKIE" else ","
-        environ[key] = f"{environ[key]}{separator}{value}" if key in environ else value
+        environ[key] = f"{environ[key]}{separator}{text}" if key in environ else text
     return environ

@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -31,14 +31,10 @@ from service.spool import FRESH, Entry, SpoolError, Stored
 from service.views.api import with_key
 from service.views.contract import PROBLEM
 
-Headers = list[tuple[str, str]]
-Answer = tuple[int, Headers, bytes]
-Route = Callable[[Any, str, bytes], Awaitable[Answer | None]]
-CONSTANT = [
-    *((name.lower(), value) for name, value in SECURITY_HEADERS.items()),
-    ("cache-control", "no-store"),
-    ("content-type", "application/json"),
-]
+Headers = Mapping[str, str]
+Answer = tuple[int, bytes, bytes]
+"""Status, headers as they are sent (without the body's length), body."""
+Route = Callable[[Headers, bytes], Awaitable[Answer | None]]
 log = structlog.get_logger()
 
 
@@ -47,12 +43,19 @@ MAX_WAITING = 1_000
 """How many may wait for the disk. More would wait in vain: they get the default arm at once."""
 
 
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join([f"{name.lower()}: {value}\r\n" for name, value in headers.items()]).encode()
+
+
+_SAFE = SECURITY_HEADERS | {"Cache-Control": "no-store"}
+_JSON = _lines(_SAFE | {"Content-Type": "application/json"})
+
+
 def refused(detail: str) -> Answer:
     """Return the answer to what cannot be taken just now."""
     error = Unavailable(detail, retry_after_seconds=1)
-    headers = [(name.lower(), value) for name, value in error.headers.items()]
-    text = orjson.dumps(error.problem())
-    return error.status, [*CONSTANT[:-1], ("content-type", PROBLEM), *headers], text
+    headers = _SAFE | {"Content-Type": PROBLEM} | dict(error.headers)
+    return error.status, _lines(headers), orjson.dumps(error.problem())
 
 
 class Hot:
@@ -67,10 +70,10 @@ class Hot:
             "/v1/outcomes": self.outcome,
         }
 
-    async def decision(self, headers: Any, query: str, body: bytes) -> Answer | None:
+    async def decision(self, headers: Headers, body: bytes) -> Answer | None:
         """Answer a request for one decision, if it is plain."""
         started = time.perf_counter()
-        if body.startswith(LIST) or not self._let_in("decide", headers, query):
+        if body.startswith(LIST) or not self._let_in("decide", headers):
             return None
         key = headers.get("idempotency-key")
         request: decide.Asked | None = None if key is not None else PlainRequest.read(body)
@@ -81,17 +84,20 @@ class Hot:
             made = (decide.begun if busy else decide.draft)(self._runtime, request, now)
         except BarterError:
             return None
+        # Written before it is kept: what fails after that would have Flask decide once more.
+        text = made.json()
         if not busy:
             told = await self._kept([made.entry()])
             if told is None:
                 made = made.unavailable()
+                text = made.json()
             elif told[0] is not FRESH:
                 return await self._settled(made, told[0], headers, started)
         metrics.count_decision(made.campaign.definition.key, made.arm, made.reason)
-        return self._answer("create_decisions", 200, headers, made.json(), started)
+        return self._answer("create_decisions", 200, headers, text, started)
 
     async def _settled(
-        self, made: decide.Draft, told: Stored, headers: Any, started: float
+        self, made: decide.Draft, told: Stored, headers: Headers, started: float
     ) -> Answer | None:
         """Answer where the id was known, or somebody was quicker: that may take more tries."""
         loop = asyncio.get_running_loop()
@@ -105,10 +111,10 @@ class Hot:
         text = reply.model_dump_json().encode()
         return self._answer("create_decisions", 200, headers, text, started)
 
-    async def outcome(self, headers: Any, query: str, body: bytes) -> Answer | None:
+    async def outcome(self, headers: Headers, body: bytes) -> Answer | None:
         """Answer a report of one outcome, if it is plain."""
         started = time.perf_counter()
-        if "idempotency-key" in headers or not self._let_in("reward", headers, query):
+        if "idempotency-key" in headers or not self._let_in("reward", headers):
             return None
         event = validation.plain(OutcomeRequest, body)
         if event is None:
@@ -124,9 +130,9 @@ class Hot:
         text = receipt.model_dump_json().encode()
         return self._answer("create_outcomes", 202, headers, text, started)
 
-    def _let_in(self, scope: str, headers: Any, query: str) -> bool:
+    def _let_in(self, scope: str, headers: Headers) -> bool:
         """Tell whether a request has the right key and form."""
-        if query or headers.get("content-type") != "application/json":
+        if headers.get("content-type") != "application/json":
             return False
         try:
             given = security.credentials(headers.get("authorization"))
@@ -155,13 +161,13 @@ class Hot:
         return told
 
     def _answer(
-        self, operation: str, status: int, headers: Any, text: bytes, started: float
+        self, operation: str, status: int, headers: Headers, text: bytes, started: float
     ) -> Answer:
         given = headers.get("x-request-id")
         if given is None or not REQUEST_ID.fullmatch(given):
             given = security.random_bytes(16).hex()
         metrics.observe(operation, status, time.perf_counter() - started)
-        return status, [*CONSTANT, ("x-request-id", given)], text
+        return status, b"%bx-request-id: %b\r\n" % (_JSON, given.encode()), text
 
 
 class _Told:

@@ -1,100 +1,162 @@
-"""The parent of the web workers: Granian, with two things that it lacks.
+"""The web workers of a host, and their parent.
 
-All workers take connections from one socket (`service.listener`), and on SIGHUP each is replaced
-without a request that fails: its successor serves first, then the old one takes no more
-connections, asks its clients to connect anew, and ends when they had time to.
+All workers take connections from one socket (`service.listener`). One that ends is started again.
+On SIGHUP each is replaced without a request that fails: its successor serves first, then the old
+one takes no more connections, asks its clients to connect anew, and ends when they had time to.
 """
 
+import asyncio
 import contextlib
-import multiprocessing
 import os
 import select
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import structlog
-from granian._granian import SocketHolder
-from granian.server.mp import MPServer
+import uvicorn
+from flask import Flask
 
+from service.gateway import Gateway
+from service.hot import Route
 from service.listener import INHERITED, MAX_CONNECTIONS
+from service.protocol import IDLE_SECONDS, Protocol
 
+READY = "BARTER_READY"
+"""The variable that tells a worker where to say that it serves: a file descriptor's number."""
 RETIRE = signal.SIGUSR1
 START_SECONDS = 60.0
 """How long a successor may take until it serves; after that the old worker ends all the same."""
 RETIRE_SECONDS = 2.0
 """How long a client may keep a connection without asking anything, in a worker that retires."""
-SERVING = multiprocessing.Event()
-"""What a worker, which is forked, sets once it serves."""
+STOP_SECONDS = 8
+"""How long requests that have begun may take when a worker ends."""
+LOOK_SECONDS = 0.1
+BACKOFF_SECONDS = 0.3
+SWEEP_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-class SharedServer(MPServer):
-    """Granian's server on a socket that is there already, with workers that retire."""
+class Server(uvicorn.Server):
+    """One worker: uvicorn, which says when it serves, retires, and closes silent connections."""
 
-    listener: socket.socket
+    def __init__(self, app: Flask, routes: dict[str, Route]) -> None:
+        self._protocol: Any = Protocol.with_routes(routes)
+        super().__init__(
+            uvicorn.Config(
+                Gateway(app), http=self._protocol, ws="none", lifespan="off", loop="uvloop",
+                interface="asgi3", backlog=MAX_CONNECTIONS, log_config=None, access_log=False,
+                server_header=False, proxy_headers=False, timeout_keep_alive=int(IDLE_SECONDS),
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )  # fmt: skip
 
-    def _init_shared_socket(self) -> None:
-        self.listener.set_inheritable(True)
-        self.listener.setblocking(False)
-        number, holder = self.listener.fileno(), cast(Any, SocketHolder)
-        os.environ[INHERITED] = str(number)
-        self._ssp, self._sso = None, self.listener
-        vars(self).update(_sfd=number, _shd=holder(number, False, MAX_CONNECTIONS))
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, and say so."""
+        await super().startup(sockets)
+        asyncio.get_running_loop().add_signal_handler(RETIRE, self._retire)
+        if number := os.environ.get(READY):
+            with contextlib.suppress(OSError):  # nobody may listen
+                os.write(int(number), b".")
+            os.close(int(number))
 
-    def _respawn_workers(
-        self, workers: list[int], spawn_target: Any, target_loader: Any, delay: float = 0
-    ) -> None:
-        for index in workers:
-            self.respawned_wrks[index] = time.monotonic()
-            SERVING.clear()
-            old: Any = self.wrks[index]
-            new: Any = self._spawn_worker(index, spawn_target, target_loader)
-            new.start()
-            self.wrks[index] = new
-            if old.is_alive():
-                self._retire(old)
-        self._metrics.incr_spawn(len(workers))
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections now and then; tell whether to end."""
+        if counter % round(SWEEP_SECONDS / 0.1) == 0:
+            now = asyncio.get_running_loop().time()
+            for one in list(self.server_state.connections):
+                if isinstance(one, Protocol) and one.overdue(now):
+                    one.transport.close()
+        return await super().on_tick(counter)
 
-    def _retire(self, old: Any) -> None:
-        if not SERVING.wait(START_SECONDS):
-            log.error("successor_not_serving", seconds=START_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(old.inner.pid, RETIRE)
-        old.join(RETIRE_SECONDS)
+    def _retire(self) -> None:
+        self._protocol.retiring = True
+        for server in self.servers:
+            server.close()
+
+
+class Workers:
+    """The parent of a number of workers."""
+
+    def __init__(self, listener: socket.socket, count: int) -> None:
+        self._listener = listener
+        self._wake = threading.Event()
+        self._stop = self._renew = False
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._count = count
+
+    def run(self) -> None:
+        """Keep the workers alive until SIGTERM or SIGINT; replace them on SIGHUP."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self._workers = [self._start() for _ in range(self._count)]
+        while not self._stop:
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+            for place, worker in enumerate(self._workers):
+                if worker.poll() is not None and not self._stop:
+                    log.warning("restarting", part="worker", status=worker.returncode)
+                    time.sleep(BACKOFF_SECONDS)
+                    self._workers[place] = self._start()
+            if self._renew:
+                self._renew = False
+                for place in range(self._count):
+                    self._replace(place)
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            _ended(worker, STOP_SECONDS)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            self._renew = True
+        else:
+            self._stop = True
+        self._wake.set()
+
+    def _start(self, ready: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker; it writes to ``ready``, a file descriptor, once it serves."""
+        environment = os.environ | {INHERITED: str(self._listener.fileno())}
+        passed = [self._listener.fileno()]
+        if ready is not None:
+            environment[READY] = str(ready)
+            passed.append(ready)
+        command = [sys.executable, "-m", "service.cli", "worker"]
+        return subprocess.Popen(command, env=environment, pass_fds=passed, stdin=subprocess.DEVNULL)
+
+    def _replace(self, place: int) -> None:
+        old = self._workers[place]
+        ready, writing = os.pipe()
+        self._workers[place] = self._start(writing)
+        os.close(writing)
+        deadline = time.monotonic() + START_SECONDS
+        while not select.select([ready], [], [], LOOK_SECONDS)[0]:
+            if self._stop or time.monotonic() > deadline:
+                log.error("successor_not_serving", seconds=START_SECONDS)
+                break
+        os.close(ready)
+        old.send_signal(RETIRE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            old.wait(0 if self._stop else RETIRE_SECONDS)
         old.terminate()
-        old.join(self.workers_kill_timeout)
-        if old.is_alive():
-            old.kill()
-            old.join()
+        _ended(old, STOP_SECONDS)
 
 
-def take_no_more() -> None:
-    """Have this worker take no more connections; those that it has, it keeps.
-
-    Its event loops forget the listening socket, which stays open: the other workers take from it.
-    """
-    numbers = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
-    opened = {number: _opened(number) for number in numbers}
-    listening = _opened(int(os.environ[INHERITED]))
-    for number in numbers:
-        if opened[number] == "anon_inode:[eventpoll]":
-            for one in numbers:
-                if opened[one] == listening:
-                    _forget(number, one)
-
-
-def _opened(number: int) -> str:
+def _ended(worker: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a worker has ended; one that takes too long is killed."""
     try:
-        return os.readlink(f"/proc/self/fd/{number}")
-    except OSError:
-        return ""
+        worker.wait(seconds)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
 
 
-def _forget(loop: int, listening: int) -> None:
-    # The duplicate is closed with the object; the loop's own number stays.
-    epoll = select.epoll.fromfd(os.dup(loop))
-    with contextlib.closing(epoll), contextlib.suppress(OSError):
-        epoll.unregister(listening)
+def serve(app: Flask, routes: dict[str, Route], listener: socket.socket) -> None:
+    """Be one worker until told to stop."""
+    server = Server(app, routes)
+    listener.setblocking(False)
+    server.run(sockets=[listener])

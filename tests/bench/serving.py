@@ -2,7 +2,7 @@
 
 Decisions are asked of four campaigns: one without features, one that declares eight and logs them,
 one that chooses by them, and one whose arms have rules on the product that every request names.
-The empty view stands behind the same gateway, and once more under Granian's own WSGI. All are
+The empty view is served as Barter's pages are, and once more by Granian's WSGI. All are
 asked by one generator over keep-alive connections (`tests.bench.load`), in turns, in one run, first
 as fast as they answer, then the plain ones at half of that. Everything shares the machine, so quote
 the ratios. `make bench-serving` runs it::
@@ -11,6 +11,8 @@ the ratios. `make bench-serving` runs it::
 """
 
 import argparse
+import contextlib
+import http.client
 import json
 import os
 import socket
@@ -28,10 +30,10 @@ import msgspec
 from flask import Flask
 from sqlalchemy import func, update
 
-from service import campaigns, db, keys
+from service import campaigns, db, keys, webserver
 from service.config import Config
-from service.gateway import Gateway
 from service.imports import load as stored
+from service.listener import INHERITED, MAX_CONNECTIONS
 from service.models import Product
 from service.supervisor import Barter
 from tests.bench import load
@@ -41,6 +43,7 @@ from tests.loop import DEFINITION, definition
 FEATURES = 8
 PRODUCTS = 10_000
 PLAIN, EMPTY = "durable decision", "empty view"
+WORKERS = 2
 WSGI = "... by Granian's own WSGI, 4 threads"
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     PLAIN: {"key": "plain"},
@@ -77,9 +80,10 @@ def empty() -> Flask:
     return app
 
 
-def hello() -> Gateway:
-    """Return the same behind the gateway that Barter is served by."""
-    return Gateway(empty(), {})
+def serve_empty() -> None:
+    """Be a worker that serves the empty view as Barter's are served."""
+    listener = socket.socket(fileno=int(os.environ[INHERITED]))
+    webserver.serve(empty(), {}, listener)
 
 
 def free_port() -> int:
@@ -90,18 +94,36 @@ def free_port() -> int:
         return port
 
 
-def server(port: int, *interface: str, target: str) -> subprocess.Popen[bytes]:
-    """Start an empty view under Granian, with as many workers as Barter's."""
+def ours(port: int) -> list[subprocess.Popen[bytes]]:
+    """Serve the empty view by as many of our workers as Barter has."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=MAX_CONNECTIONS)
+    environment = os.environ | {INHERITED: str(listener.fileno())}
+    command = [sys.executable, "-c", "from tests.bench.serving import serve_empty; serve_empty()"]
+    with listener:
+        return [
+            subprocess.Popen(command, env=environment, pass_fds=[listener.fileno()])
+            for _ in range(WORKERS)
+        ]
+
+
+def granian(port: int) -> list[subprocess.Popen[bytes]]:
+    """Serve it by as many of Granian's, each with four threads."""
     command = [
-        sys.executable, "-m", "granian", "--interface", *interface, "--factory",
-        "--port", str(port),
-        "--workers", "2", "--no-access-log", f"tests.bench.serving:{target}",
+        sys.executable, "-m", "granian", "--interface", "wsgi", "--factory", "--port", str(port),
+        "--workers", str(WORKERS), "--blocking-threads", "4", "--no-access-log",
+        "tests.bench.serving:empty",
     ]  # fmt: skip
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+
+
+def until_it_answers(port: int) -> None:
+    """Wait until somebody listens on a port and answers."""
     for _ in range(1200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return child
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("POST", "/hello", '{"name": "world"}')
+            if connection.getresponse().status == 200:
+                return
         time.sleep(0.05)
     raise RuntimeError("the empty view did not start")
 
@@ -168,15 +190,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--connections", type=int, default=64, help="at once (default 64)")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="barter-bench-", dir="/tmp") as folder:
-        config = Config(data=Path(folder), secret=os.urandom(32).hex().encode(), port=free_port())
+        config = Config(
+            data=Path(folder),
+            secret=os.urandom(32).hex().encode(),
+            port=free_port(),
+            workers=WORKERS,
+        )
         with Barter(config, quiet=True) as barter:
             asked = requests(launch(barter.database_url))
             time.sleep(2)
             ports = free_port(), free_port()
-            beside = [
-                server(ports[0], "rsgi", target="hello"),
-                server(ports[1], "wsgi", "--blocking-threads", "4", target="empty"),
-            ]
+            beside = [*ours(ports[0]), *granian(ports[1])]
+            for port in ports:
+                until_it_answers(port)
             kinds = {name: (config.port, request) for name, request in asked.items()}
             headers = {"Content-Type": "application/json"}
             for name, port in zip((EMPTY, WSGI), ports, strict=True):

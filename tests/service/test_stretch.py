@@ -37,7 +37,8 @@ def test_columns_say_what_the_rows_say(loop: Loop) -> None:
     changes: dict[str, Any] = {"features": FEATURES, "holdout": 0.3, "sticky_seconds": 60}
     campaign = loop.launch(**changes)
     loop.shop(60)
-    loop.decide("again", "again", "other")
+    for _ in range(2):
+        loop.decide(*(f"again-{n}" for n in range(20)))
     loop.carry()
     stretch = stretch_of(loop, campaign, **changes)
     with db.transaction(loop.engine) as session:
