@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -34,7 +34,9 @@ from service.views.contract import PROBLEM
 Headers = Mapping[str, str]
 Answer = tuple[int, bytes, bytes]
 """Status, headers as they are sent (without the body's length), body."""
-Route = Callable[[Headers, bytes], Awaitable[Answer | None]]
+Then = Callable[[Answer | None], None]
+"""What is told the answer, on the loop, or None where Flask is to give it."""
+Route = Callable[[Headers, bytes, Then], None]
 log = structlog.get_logger()
 
 
@@ -58,6 +60,9 @@ def refused(detail: str) -> Answer:
     return error.status, _lines(headers), orjson.dumps(error.problem())
 
 
+FAILED = refused("This failed on our side; it is safe to try again under the same request id.")
+
+
 class Hot:
     """The hot routes of one worker."""
 
@@ -70,11 +75,11 @@ class Hot:
             "/v1/outcomes": self.outcome,
         }
 
-    async def decision(self, headers: Headers, body: bytes) -> Answer | None:
+    def decision(self, headers: Headers, body: bytes, then: Then) -> None:
         """Answer a request for one decision, if it is plain."""
         started = time.perf_counter()
         if body.startswith(LIST) or not self._let_in("decide", headers):
-            return None
+            return then(None)
         key = headers.get("idempotency-key")
         request: decide.Asked | None = None if key is not None else PlainRequest.read(body)
         now, busy = dt.datetime.now(dt.UTC), self._waiting >= MAX_WAITING
@@ -83,52 +88,68 @@ class Hot:
                 request = with_key(validation.parse(DecisionRequest, body), key)
             made = (decide.begun if busy else decide.draft)(self._runtime, request, now)
         except BarterError:
-            return None
-        # Written before it is kept: what fails after that would have Flask decide once more.
+            return then(None)
+        if busy:
+            return then(self._decided(made, made.json(), headers, started))
+        # Written before it is kept, while all of it is at hand.
         text = made.json()
-        if not busy:
-            told = await self._kept([made.entry()])
+
+        def kept(told: list[Stored] | None) -> None:
             if told is None:
-                made = made.unavailable()
-                text = made.json()
-            elif told[0] is not FRESH:
-                return await self._settled(made, told[0], headers, started)
+                default = made.unavailable()
+                then(self._decided(default, default.json(), headers, started))
+            elif told[0] is FRESH:
+                then(self._decided(made, text, headers, started))
+            else:
+                self._settle(made, told[0], headers, started, then)
+
+        self._keep([made.entry()], kept)
+
+    def _decided(self, made: decide.Draft, text: bytes, headers: Headers, started: float) -> Answer:
         metrics.count_decision(made.campaign.definition.key, made.arm, made.reason)
         return self._answer("create_decisions", 200, headers, text, started)
 
-    async def _settled(
-        self, made: decide.Draft, told: Stored, headers: Headers, started: float
-    ) -> Answer | None:
+    def _settle(
+        self, made: decide.Draft, told: Stored, headers: Headers, started: float, then: Then
+    ) -> None:
         """Answer where the id was known, or somebody was quicker: that may take more tries."""
-        loop = asyncio.get_running_loop()
-        try:
-            reply: DecisionReply = await loop.run_in_executor(
-                None, lambda: decide.settle(self._runtime, made, told)
-            )
-        except BarterError:
-            return None
-        metrics.count_decisions([reply])
-        text = reply.model_dump_json().encode()
-        return self._answer("create_decisions", 200, headers, text, started)
 
-    async def outcome(self, headers: Headers, body: bytes) -> Answer | None:
+        def settled(done: asyncio.Future[DecisionReply]) -> None:
+            if isinstance(error := done.exception(), BarterError):
+                return then(None)
+            if error is not None:
+                log.error("not_settled", exc_info=error)
+                return then(FAILED)
+            reply = done.result()
+            metrics.count_decisions([reply])
+            text = reply.model_dump_json().encode()
+            then(self._answer("create_decisions", 200, headers, text, started))
+
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(None, lambda: decide.settle(self._runtime, made, told))
+        work.add_done_callback(settled)
+
+    def outcome(self, headers: Headers, body: bytes, then: Then) -> None:
         """Answer a report of one outcome, if it is plain."""
         started = time.perf_counter()
         if "idempotency-key" in headers or not self._let_in("reward", headers):
-            return None
+            return then(None)
         event = validation.plain(OutcomeRequest, body)
         if event is None:
-            return None
-        told = None
-        if self._waiting < MAX_WAITING:
-            told = await self._kept([outcomes.entry(event, dt.datetime.now(dt.UTC))])
-        if told is None:
-            return refused(outcomes.NOT_KEPT)
-        known = told[0].known is not None
-        receipt = OutcomeReceipt.model_construct(accepted=int(not known), duplicates=int(known))
-        metrics.count_outcomes(receipt)
-        text = receipt.model_dump_json().encode()
-        return self._answer("create_outcomes", 202, headers, text, started)
+            return then(None)
+        if self._waiting >= MAX_WAITING:
+            return then(refused(outcomes.NOT_KEPT))
+
+        def kept(told: list[Stored] | None) -> None:
+            if told is None:
+                return then(refused(outcomes.NOT_KEPT))
+            known = told[0].known is not None
+            receipt = OutcomeReceipt.model_construct(accepted=int(not known), duplicates=int(known))
+            metrics.count_outcomes(receipt)
+            text = receipt.model_dump_json().encode()
+            then(self._answer("create_outcomes", 202, headers, text, started))
+
+        self._keep([outcomes.entry(event, dt.datetime.now(dt.UTC))], kept)
 
     def _let_in(self, scope: str, headers: Headers) -> bool:
         """Tell whether a request has the right key and form."""
@@ -145,20 +166,20 @@ class Hot:
             and scope in key.scopes
         )
 
-    async def _kept(self, entries: Sequence[Entry]) -> list[Stored] | None:
-        """Wait until entries are on disk; return what became of them, None if it refused."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[list[Stored] | SpoolError] = loop.create_future()
-        self._runtime.spool.submit(entries, lambda told: self._told.add(loop, done, told))
+    def _keep(self, entries: Sequence[Entry], then: Callable[[list[Stored] | None], None]) -> None:
+        """Keep entries on disk; ``then`` is told what became of them, None if it refused."""
         self._waiting += 1
-        try:
-            told = await done
-        finally:
+        loop = asyncio.get_running_loop()
+
+        def kept(told: list[Stored] | SpoolError) -> None:
             self._waiting -= 1
-        if isinstance(told, SpoolError):
-            log.error("not_kept", count=len(entries), error=str(told))
-            return None
-        return told
+            if isinstance(told, SpoolError):
+                log.error("not_kept", count=len(entries), error=str(told))
+                then(None)
+            else:
+                then(told)
+
+        self._runtime.spool.submit(entries, lambda told: self._told.add(loop, kept, told))
 
     def _answer(
         self, operation: str, status: int, headers: Headers, text: bytes, started: float
@@ -175,12 +196,12 @@ class _Told:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[tuple[asyncio.Future[Any], Any]] = []
+        self._waiting: list[tuple[Callable[[Any], None], Any]] = []
 
-    def add(self, loop: Any, done: "asyncio.Future[Any]", told: Any) -> None:
+    def add(self, loop: Any, kept: Callable[[Any], None], told: Any) -> None:
         """Hand an answer over."""
         with self._lock:
-            self._waiting.append((done, told))
+            self._waiting.append((kept, told))
             first = len(self._waiting) == 1
         if first:
             loop.call_soon_threadsafe(self._deliver)
@@ -188,6 +209,8 @@ class _Told:
     def _deliver(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for done, told in waiting:
-            if not done.done():  # the client may have gone away
-                done.set_result(told)
+        for kept, told in waiting:
+            try:
+                kept(told)
+            except Exception:
+                log.exception("answer_lost")

@@ -7,6 +7,7 @@ worker's loop, so no other thread has to be waited for, as with servers that rea
 """
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from service.hot import Answer, Headers, Route
+from service.hot import FAILED, Answer, Headers, Route
 
 WHOLE_BYTES = 1 << 20
 """Bodies up to this size are read in one piece."""
@@ -135,25 +136,23 @@ class Protocol(HttpToolsProtocol):
         if not isinstance(self.cycle, _Hot):
             super().on_message_complete()
             return
-        task = self.loop.create_task(self._answer(self.cycle))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def _answer(self, hot: _Hot) -> None:
+        hot = self.cycle
         try:
-            answer = await hot.route(hot.headers, hot.body)
+            hot.route(hot.headers, hot.body, functools.partial(self._answer, hot))
         except Exception:
             log.exception("hot_route_failed")
-            answer = None
+            self._answer(hot, FAILED)
+
+    def _answer(self, hot: _Hot, answer: Answer | None) -> None:
+        if hot.disconnected:
+            return
         if answer is None:
             self._leave(hot)
-        elif not hot.disconnected:
+        else:
             self._write(hot, answer)
 
     def _leave(self, hot: _Hot) -> None:
         """Have the application answer what a hot route left, as if it had come to it at once."""
-        if hot.disconnected:
-            return
         headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in hot.headers.items()]
         path = next(path for path, route in self.routes.items() if route == hot.route)
         cycle = RequestResponseCycle(

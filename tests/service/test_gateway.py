@@ -1,4 +1,4 @@
-"""The web worker as it is served: Granian, the hot routes, and Flask behind them."""
+"""The web worker as it is served: uvicorn, the hot routes, and Flask behind them."""
 
 import concurrent.futures
 import contextlib
@@ -16,15 +16,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvicorn
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
+from uvicorn.server import ServerState
 
 from service import validation
 from service.config import Config
 from service.decide import fingerprint
 from service.hot import MAX_WAITING
 from service.messages import DecisionRequest, PlainRequest
+from service.protocol import HEAD_BYTES, IDLE_SECONDS, READ_SECONDS, Protocol
 from service.segments import Segments
 from tests.bench.serving import free_port
 from tests.web import Web, serving
@@ -197,6 +201,87 @@ def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> Non
     for one in half:
         one.close()
     assert served.call("POST", "/v1/decisions", ASK)[0] == 200
+
+
+def request(served: Served, body: bytes, *headers: str, version: str = "1.1") -> bytes:
+    """Return a request for a decision as it goes over the wire."""
+    lines = [
+        f"POST /v1/decisions HTTP/{version}", "Host: shop", "Content-Type: application/json",
+        f"Authorization: Bearer {served.web.keys['decide']}", *headers,
+    ]  # fmt: skip
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def heard(served: Served, *pieces: bytes, answers: int = 1) -> list[tuple[int, bytes]]:
+    """Send pieces over one connection; return the status and body of so many answers."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.05)
+        found = []
+        for _ in range(answers):
+            reply = http.client.HTTPResponse(connection)
+            reply.begin()
+            found.append((reply.status, reply.read()))
+            reply.close()
+        return found
+
+
+def test_requests_in_one_piece_are_answered_in_their_order(served: Served) -> None:
+    asked, body = {}, {}
+    for name in ("ana", "bea", "carl"):
+        asked[name] = json.dumps(ASK | {"unit": name, "request_id": name}).encode()
+        body[name] = request(served, asked[name], f"Content-Length: {len(asked[name])}")
+    page = b"GET /healthz HTTP/1.1\r\nHost: shop\r\n\r\n"
+    alone = {name: heard(served, body[name])[0] for name in body}
+    assert {status for status, _ in alone.values()} == {200}
+    together = heard(served, body["bea"] + page + body["ana"] + body["carl"], answers=1)
+    assert together == [alone["bea"]]
+    # `http.client` reads ahead, so the rest is looked for in what came as a whole.
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        connection.sendall(body["bea"] + page + body["ana"] + body["carl"])
+        came = b""
+        while came.count(b"decision_id") < 3:
+            came += connection.recv(65536)
+    places = [came.index(alone[name][1]) for name in ("bea", "ana", "carl")]
+    assert places == sorted(places)
+    assert places[0] < came.index(b"HTTP/1.1 200", 10) < places[1]
+    assert came.count(b"HTTP/1.1 200 OK") == 4
+
+
+def test_what_a_request_may_look_like(served: Served) -> None:
+    body = json.dumps(ASK).encode()
+    length = f"Content-Length: {len(body)}"
+    assert heard(served, request(served, body[:9], length), body[9:])[0][0] == 200
+    old = heard(served, request(served, body, length, version="1.0"))
+    assert old[0][0] == 200
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    assert heard(served, request(served, chunked, "Transfer-Encoding: chunked"))[0][0] == 200
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        connection.sendall(request(served, b"", length, "Expect: 100-continue"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    for wrong in (
+        b"\x00\x01\x02\r\n\r\n",
+        request(served, body, length, "Content-Length: 3"),
+        request(served, body, length, "Transfer-Encoding: chunked"),
+        request(served, b"", "X: " + "y" * (HEAD_BYTES + 1)),
+    ):
+        assert heard(served, wrong)[0][0] == 400
+    assert served.call("POST", "/v1/decisions", ASK)[0] == 200
+
+
+def test_the_silent_are_let_go() -> None:
+    loop = uvloop.new_event_loop()
+    one = Protocol(uvicorn.Config(lambda: None), ServerState(), {}, _loop=loop)
+    one.since, one.reading = 100.0, True
+    assert [one.overdue(100 + seconds) for seconds in (READ_SECONDS, READ_SECONDS + 1)] == [
+        False, True]  # fmt: skip
+    one.reading = False
+    assert [one.overdue(100 + seconds) for seconds in (IDLE_SECONDS, IDLE_SECONDS + 1)] == [
+        False, True]  # fmt: skip
+    loop.close()
 
 
 def test_a_disk_that_hangs_costs_a_checkout_no_more_than_its_discount(
