@@ -18,14 +18,14 @@ from service.config import Config
 from service.errors import BarterError, Unavailable, phrase
 from service.runtime import Runtime
 from service.traits.recommend import Recommender
-from service.views import api, console, imports, manage, ops, recommendations
+from service.views import api, console, imports, local, manage, ops, recommendations
 from service.views.contract import MAX_BODY_BYTES, PROBLEM, observe
 from service.views.openapi import document
 
 DATABASE_WAIT_SECONDS = 2
 STATEMENT_SECONDS = 20.0
 SLOW_SECONDS = 1.0
-APIS = (api.api, *manage.APIS, imports.api, recommendations.api, ops.api)
+APIS = (api.api, local.api, *manage.APIS, imports.api, recommendations.api, ops.api)
 MACHINE_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"

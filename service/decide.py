@@ -29,7 +29,7 @@ from service.definition import Offer, RecommendedOffer
 from service.eligibility import segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionReply, DecisionRequest, OfferedProduct, PlainRequest
-from service.runtime import Runtime
+from service.runtime import Host
 from service.snapshots import Choice, LiveCampaign
 from service.spool import DECISION, Assignment, Entry, Reservation, SpoolError, Stored
 
@@ -62,6 +62,8 @@ class Draft:
     origin: str | None = None
     assignment: Assignment | None = None
     products: tuple[OfferedProduct, ...] = ()
+    mark: str | None = None
+    """The `fingerprint` of a request that was made elsewhere (`service.adopt`)."""
 
     @property
     def id(self) -> uuid.UUID:
@@ -95,16 +97,18 @@ class Draft:
         origin = "null" if self.origin is None else f'"{self.origin}"'
         context = orjson.dumps(self.context).decode() if self.context else "[]"
         row = (
-            f'{{"id":"{_dashed(self.key)}",{campaign.row},"snapshot":{self.snapshot},'
+            f'{{"id":"{dashed(self.key)}",{campaign.row},"snapshot":{self.snapshot},'
             f'"unit":"\\\\x{self.unit.hex()}","segment":{self.segment},"mask":{self.mask},'
             f'{self.choice.row},"reason":"{self.reason}","origin":{origin},"why":{self._why()},'
             f'"reserved_minor":{reserved},"decided_at":"{self.decided_at.isoformat()}",'
             f'"expires_at":"{self.expires_at.isoformat()}","context":{context}'
         )
-        repeatable = request.request_id is not None
-        if repeatable:
+        mark = self.mark
+        if mark is None and request.request_id is not None:
+            mark = fingerprint(request, self.unit)
+        if mark is not None:
             row = (
-                f'{row},"fingerprint":"{fingerprint(request, self.unit)}",'
+                f'{row},"fingerprint":"{mark}",'
                 f'"told":{{{self._served},"segment":"{self._segment}"}}'
             )
         return Entry(
@@ -113,7 +117,7 @@ class Draft:
             f"{row}}}".encode(),
             self.assignment,
             self._reservation() if reserved else None,
-            repeatable,
+            mark is not None,
         )
 
     def reply(self) -> DecisionReply:
@@ -136,7 +140,7 @@ class Draft:
         products = orjson.dumps(self.products).decode() if self.products else "[]"
         until = self.expires_at.isoformat().replace("+00:00", "Z")
         return (
-            f'{{"decision_id":"{_dashed(self.key)}","campaign":"{self.campaign.definition.key}",'
+            f'{{"decision_id":"{dashed(self.key)}","campaign":"{self.campaign.definition.key}",'
             f'{self._served},"propensity":{self.choice.number},"reason":"{self.reason}",'
             f'"segment":"{self._segment}","snapshot":{self.snapshot},"expires_at":"{until}",'
             f'"products":{products}}}'
@@ -184,7 +188,7 @@ class Draft:
 
 
 def decide(
-    runtime: Runtime,
+    runtime: Host,
     requests: Sequence[Asked],
     *,
     now: dt.datetime | None = None,
@@ -228,7 +232,7 @@ def decision_key(campaign: LiveCampaign, request_id: str | None) -> bytes:
     return campaign.prefix + number.to_bytes(12, "big")
 
 
-def _dashed(key: bytes) -> str:
+def dashed(key: bytes) -> str:
     """Return an id as the text of its UUID."""
     text = key.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
@@ -251,7 +255,7 @@ def fingerprint(request: Asked, unit: bytes) -> str:
     return hashlib.blake2b(rest, key=unit, digest_size=12).hexdigest()
 
 
-def draft(runtime: Runtime, request: Asked, now: dt.datetime, index: int = 0) -> Draft:
+def draft(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Draft:
     """Make a decision that `decide` would keep; ``index`` is its place in the list.
 
     Raises:
@@ -269,7 +273,7 @@ def draft(runtime: Runtime, request: Asked, now: dt.datetime, index: int = 0) ->
     return made
 
 
-def begun(runtime: Runtime, request: Asked, now: dt.datetime, index: int = 0) -> Draft:
+def begun(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Draft:
     """Return a decision before anything has been chosen: the default arm, as if unavailable.
 
     Raises:
@@ -291,7 +295,7 @@ def begun(runtime: Runtime, request: Asked, now: dt.datetime, index: int = 0) ->
     )
 
 
-def _choose(runtime: Runtime, made: Draft) -> None:
+def _choose(runtime: Host, made: Draft) -> None:
     campaign, request = made.campaign, made.request
     definition = campaign.definition
     attributes = _attributes(runtime, made) if definition.reads else request.attributes
@@ -311,7 +315,7 @@ def _choose(runtime: Runtime, made: Draft) -> None:
         _randomise(runtime, made)
 
 
-def _with_products(runtime: Runtime, made: Draft) -> None:
+def _with_products(runtime: Host, made: Draft) -> None:
     """Name the products that the offer is on, if it is on recommended ones, and log them."""
     if not made.campaign.recommends or not isinstance(offer := made.offer, RecommendedOffer):
         return
@@ -325,7 +329,7 @@ def _with_products(runtime: Runtime, made: Draft) -> None:
     made.products = recommended.tiered(offer, listed, made.request.products, sold_out)
 
 
-def _attributes(runtime: Runtime, made: Draft) -> Mapping[str, object]:
+def _attributes(runtime: Host, made: Draft) -> Mapping[str, object]:
     """Return what is known: the request first, then the product, the unit's store, the clock."""
     request, definition, now = made.request, made.campaign.definition, made.decided_at
     if definition.reads <= request.attributes.keys():
@@ -341,7 +345,7 @@ def _attributes(runtime: Runtime, made: Draft) -> Mapping[str, object]:
     return known | request.attributes if known else request.attributes
 
 
-def _randomise(runtime: Runtime, made: Draft) -> None:
+def _randomise(runtime: Host, made: Draft) -> None:
     """Repeat the unit's assignment or draw; the time of an assignment runs from its draw."""
     campaign, sticky = made.campaign, made.campaign.definition.sticky_seconds
     held = None
@@ -380,7 +384,7 @@ def _stick(made: Draft, held: bytes) -> None:
 
 
 def settle(
-    runtime: Runtime, made: Draft, told: Stored, *, index: int = 0, tries: int = TRIES
+    runtime: Host, made: Draft, told: Stored, *, index: int = 0, tries: int = TRIES
 ) -> DecisionReply:
     """Return the reply to a decision, given what became of it in the local log.
 

@@ -25,7 +25,7 @@ from bandits import policies
 from bandits.policies import time_options
 from bandits.types import Policy
 from service import holidays
-from service.models import KEY_PATTERN
+from service.names import KEY_PATTERN
 
 MAX_MINOR = 1_000_000_000
 LISTED = 30

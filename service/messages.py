@@ -2,6 +2,7 @@
 
 import datetime as dt
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,7 +10,16 @@ import msgspec
 import pydantic_core
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from service.definition import MAX_MINOR, Attributes, Document, Key, Moment, Offer, Short
+from service.definition import (
+    MAX_MINOR,
+    Attributes,
+    CampaignDefinition,
+    Document,
+    Key,
+    Moment,
+    Offer,
+    Short,
+)
 
 MAX_LIST = 1000
 
@@ -104,6 +114,28 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
             names += 1 + len(found.attributes)
         return found if raw.count(b'":') == names else None
 
+    @classmethod
+    def of(
+        cls, campaign: str, unit: str, attributes: Mapping[str, object],
+        product: str | None, request_id: str | None,
+    ) -> "PlainRequest | None":  # fmt: skip
+        """Return the request that arguments say plainly, else None; see `read`."""
+        for text in (unit, product, request_id):
+            if text is not None and not (
+                type(text) is str and 0 < len(text) <= 200 and text.isascii() and text.isprintable()
+            ):
+                return None
+        if attributes:
+            try:
+                attributes = _scalars(attributes)
+            except (msgspec.ValidationError, UnicodeEncodeError):
+                return None
+            for value in attributes.values():
+                # NaN is the number that is not itself; what is not plain ASCII is looked at.
+                if value != value or (type(value) is str and not _plain_text(value)):
+                    return None
+        return cls(campaign, unit, attributes, product, request_id)  # type: ignore[arg-type]
+
     def without_unit(self) -> bytes:
         """Return the JSON of the same document without its unit and without what is not given."""
         told: dict[str, object] = {"campaign": self.campaign, "attributes": self.attributes}
@@ -123,6 +155,15 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
             product=self.product,
             request_id=self.request_id,
         )
+
+
+def _plain_text(value: str) -> bool:
+    return value.isascii() and value.isprintable()
+
+
+def _scalars(attributes: Mapping[str, object]) -> dict[str, object]:
+    found: dict[str, object] = msgspec.convert(attributes, _Scalars)
+    return found
 
 
 _read_plain = msgspec.json.Decoder(PlainRequest).decode
@@ -167,6 +208,67 @@ class DecisionReplies(Document):
     """Replies in the order of the requests."""
 
     decisions: tuple[DecisionReply, ...]
+
+
+class LocalCampaign(Document):
+    """A campaign with all that a local client decides by; see `service/README.md` on who may."""
+
+    id: int
+    revision: int
+    state: Literal["draft", "scheduled", "running", "paused", "ended"]
+    killed: bool
+    seed: str = Field(description="Hexadecimal. Whoever knows it can foretell every draw.")
+    definition: CampaignDefinition
+    snapshot: int = Field(description="The version of what has been learnt; 0 for nothing yet.")
+    learnt: str | None = Field(description="The policy's state (`bandits.artefact`) in base64.")
+    fitted: str | None = Field(description="What that state leaves out, in base64, if anything.")
+    unit_key: str = Field(description="Hexadecimal: the key of the pseudonyms of units.")
+
+
+_Tiny = Annotated[int, Field(strict=True, ge=0, le=2**15 - 1)]
+_Large = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+_Chance = Annotated[float, Field(ge=0, le=1)]
+
+
+class LocalDecision(Document):
+    """A decision that a local client has made and served, as its log holds it."""
+
+    decision_id: DecisionId
+    revision: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+    snapshot: _Large
+    unit: Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="Its pseudonym.")]
+    segment: _Tiny
+    mask: _Large
+    context: Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_length=4096)] = ()
+    simplex: Annotated[tuple[_Chance, ...], Field(min_length=1, max_length=64)]
+    arm: _Tiny
+    propensity: _Chance
+    reason: Literal[
+        "policy", "holdout", "draft", "scheduled", "paused", "ended", "killed",
+        "no_eligible_arm",
+    ]  # fmt: skip
+    masked: Annotated[dict[Key, Short], Field(max_length=64)] = Field(
+        default={}, description="The arms that were not eligible, each with its reason."
+    )
+    filled: Annotated[tuple[Short, ...], Field(max_length=64)] = ()
+    product: Short | None = None
+    decided_at: Moment
+    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{24}$")] | None = Field(
+        default=None, description="Tells requests under one request id apart."
+    )
+
+
+class LocalDecisions(Document):
+    """Up to a thousand decisions that a local client has made."""
+
+    decisions: Annotated[tuple[LocalDecision, ...], Field(min_length=1, max_length=MAX_LIST)]
+
+
+class LocalReceipt(Document):
+    """How many decisions were new, and how many had been told before."""
+
+    accepted: int
+    duplicates: int
 
 
 class OutcomeRequest(Document):

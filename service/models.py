@@ -36,6 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.names import KEY_PATTERN
+
 Position = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
 Small = Annotated[int, mapped_column(SmallInteger)]
 Big = Annotated[int, mapped_column(BigInteger)]
@@ -44,10 +46,10 @@ When = Annotated[dt.datetime, mapped_column(DateTime(timezone=True))]
 Now = Annotated[dt.datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
 Document = Annotated[dict[str, Any], mapped_column(JSONB)]
 
-KEY_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
+
 STATES = ("draft", "scheduled", "running", "paused", "ended")
 ROLES = ("marketer", "analyst", "developer", "admin")
-SCOPES = ("decide", "reward", "manage", "read")
+SCOPES = ("decide", "reward", "manage", "read", "local")
 OUTCOMES = ("exposed", "clicked", "purchased", "returned")
 DEEDS = ("view", "click", "cart", "purchase", "review", "return")
 IMPORTS = ("customers", "products", "competitor_prices", "interactions", "transactions")
@@ -86,7 +88,7 @@ class ApiKey(Base):
     __tablename__ = "api_keys"
     __table_args__ = (
         CheckConstraint(
-            "scopes <@ ARRAY['decide','reward','manage','read']::text[]"
+            "scopes <@ ARRAY['decide','reward','manage','read','local']::text[]"
             " AND cardinality(scopes) > 0",
             name="api_keys_scopes",
         ),

@@ -16,7 +16,7 @@ from service.decide import campaign_number
 from service.definition import MAX_MINOR, CampaignDefinition, Offer
 from service.errors import Unavailable
 from service.messages import OutcomeReceipt, OutcomeRequest
-from service.runtime import Runtime
+from service.runtime import Host
 from service.spool import OUTCOME, Entry, SpoolError
 
 MAX_LATE = 32_767
@@ -44,7 +44,7 @@ class Credit(NamedTuple):
 
 
 def record(
-    runtime: Runtime, events: Sequence[OutcomeRequest], *, now: dt.datetime | None = None
+    runtime: Host, events: Sequence[OutcomeRequest], *, now: dt.datetime | None = None
 ) -> OutcomeReceipt:
     """Keep events on disk and tell how many were known already.
 

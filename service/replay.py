@@ -86,43 +86,54 @@ def _drawn(session: Session, decision: Decision) -> Decision | None:
 
 def _live(session: Session, decision: Decision) -> LiveCampaign:
     """Return the campaign as it was when the decision was made."""
-    seed = session.scalar(select(Campaign.seed).where(Campaign.id == decision.campaign_id))
+    return live_at(session, decision.campaign_id, decision.revision, decision.snapshot)
+
+
+def live_at(session: Session, campaign_id: int, revision: int, snapshot: int) -> LiveCampaign:
+    """Return a campaign at one revision and one snapshot of its past.
+
+    Raises:
+        Irreproducible: one of them is not stored, or not as it was stored then.
+    """
+    seed = session.scalar(select(Campaign.seed).where(Campaign.id == campaign_id))
     document = session.scalar(
         select(CampaignRevision.definition).where(
-            CampaignRevision.campaign_id == decision.campaign_id,
-            CampaignRevision.revision == decision.revision,
+            CampaignRevision.campaign_id == campaign_id,
+            CampaignRevision.revision == revision,
         )
     )
     if seed is None or document is None:
-        raise Irreproducible(f"revision {decision.revision} is not stored")
+        raise Irreproducible(f"revision {revision} is not stored")
     definition = CampaignDefinition.model_validate(document)
     return LiveCampaign(
-        id=decision.campaign_id,
-        revision=decision.revision,
+        id=campaign_id,
+        revision=revision,
         state="running",
         killed=False,
         seed=seed,
         definition=definition,
-        version=decision.snapshot,
-        stored=_state(session, decision, definition),
+        version=snapshot,
+        stored=_state(session, campaign_id, snapshot, definition),
     )
 
 
-def _state(session: Session, decision: Decision, definition: CampaignDefinition) -> bytes | None:
+def _state(
+    session: Session, campaign_id: int, snapshot: int, definition: CampaignDefinition
+) -> bytes | None:
     """Return the stored state, checked against its digest; None before anything was learnt."""
-    if decision.snapshot == 0:
+    if snapshot == 0:
         return None
-    stored = session.get(Snapshot, (decision.campaign_id, decision.snapshot))
+    stored = session.get(Snapshot, (campaign_id, snapshot))
     if stored is None:
-        raise Irreproducible(f"snapshot {decision.snapshot} is not stored")
+        raise Irreproducible(f"snapshot {snapshot} is not stored")
     try:
         data = whole(stored.state, _fitted(session, stored))
         policy = served(definition, data).build_policy()
         state = artefact.from_bytes(data, like=policy.init())
     except ValueError as error:
-        raise Irreproducible(f"snapshot {decision.snapshot}: {error}") from error
+        raise Irreproducible(f"snapshot {snapshot}: {error}") from error
     if artefact.digest(state) != stored.digest:
-        raise Irreproducible(f"snapshot {decision.snapshot} does not have the digest it was given")
+        raise Irreproducible(f"snapshot {snapshot} does not have the digest it was given")
     return data
 
 

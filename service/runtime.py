@@ -1,21 +1,21 @@
-"""What one serving process holds: configuration, the local log, the catalogue."""
+"""What one process that decides holds: the local log, the catalogue, the key of pseudonyms."""
 
 import hashlib
 import hmac
+from pathlib import Path
 
 from service.catalogue import Catalogue
 from service.config import Config
 from service.spool import Spool
 
 
-class Runtime:
-    """The serving side of one process; start it after the process has been forked."""
+class Host:
+    """All that a decision is made from and kept in; start it after the process has been forked."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.spool = Spool(config.data)
+    def __init__(self, folder: Path, unit_key: bytes) -> None:
+        self.spool = Spool(folder)
         self.catalogue = Catalogue(self.spool)
-        self.pseudonym = Pseudonyms(config.key("unit"))
+        self.pseudonym = Pseudonyms(unit_key)
 
     def start(self) -> None:
         """Load the catalogue and begin to follow it."""
@@ -27,6 +27,14 @@ class Runtime:
         self.spool.close()
 
 
+class Runtime(Host):
+    """The serving side of one process of the service."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.data, config.key("unit"))
+        self.config = config
+
+
 class Pseudonyms:
     """The keyed pseudonyms (16 bytes) under which units are stored.
 
@@ -34,6 +42,7 @@ class Pseudonyms:
     """
 
     def __init__(self, key: bytes) -> None:
+        self.key = key
         block = key.ljust(64, b"\0") if len(key) <= 64 else hashlib.sha256(key).digest()
         block = block.ljust(64, b"\0")
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))

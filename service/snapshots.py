@@ -87,6 +87,15 @@ def served(definition: CampaignDefinition, stored: bytes | None) -> CampaignDefi
     return definition.served_by(name)
 
 
+def _shared(definition: CampaignDefinition) -> str | None:
+    """Return what its decisions share with those of other hosts, if anything, in words."""
+    if definition.budget_minor is not None:
+        return "its budget"
+    if definition.sticky_seconds:
+        return "the arms that units keep"
+    return "what is recommended and what has sold out" if definition.recommends else None
+
+
 def _auto(definition: CampaignDefinition) -> bool:
     return definition.policy.name == AUTO
 
@@ -140,6 +149,8 @@ class LiveCampaign:
         self.recommends = definition.recommends
         self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
         self._offers: dict[tuple[int, int], str] = {}
+        self._documents: dict[tuple[int, int], dict[str, Any]] = {}
+        self.shared = _shared(definition)
         # Which arms are eligible hangs on the segment alone, unless a request excludes some.
         self._conditional = definition.budget_minor is not None or any(
             arm.only_if for arm in definition.arms
@@ -287,6 +298,15 @@ class LiveCampaign:
             known = f'"arm":"{self.definition.arms[arm].key}","offer":{offer}'
             self._offers[segment, arm] = known
         return known
+
+    def offer_document(self, segment: int, arm: int) -> dict[str, Any]:
+        """Return the offer of an arm in a segment as a document of the caller's own."""
+        known = self._documents.get((segment, arm))
+        if known is None:
+            known = self.definition.offer(segment, arm).model_dump(mode="json")
+            self._documents[segment, arm] = known
+        # Only tiers hold more than plain values.
+        return copy.deepcopy(known) if "tiers" in known else known.copy()
 
     @property
     def range_of_arms(self) -> range:

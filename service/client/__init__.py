@@ -19,7 +19,12 @@ by drop, can exceed that).
 *Safety*: it never raises into a checkout; without an answer, ``decide`` returns the default arm,
 marked as such, and ``outcome`` returns False. *Once*: every request carries an idempotency key, so
 a retry finds what the first attempt stored. Pass ``raise_errors=True`` to get exceptions instead.
+
+`LocalClient` has the same calls and answers them in this process (`service.local`).
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from service.client.sdk import (
     Ask,
@@ -41,6 +46,9 @@ from service.client.transport import (
     WsgiTransport,
 )
 
+if TYPE_CHECKING:
+    from service.local import LocalClient
+
 __all__ = [
     "Ask",
     "Client",
@@ -48,6 +56,7 @@ __all__ = [
     "Decision",
     "HttpTransport",
     "Kind",
+    "LocalClient",
     "OfferedProduct",
     "Outcome",
     "RefusedError",
@@ -58,3 +67,10 @@ __all__ = [
     "UnavailableError",
     "WsgiTransport",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `LocalClient` when it is asked for: it alone needs our other code, and numpy."""
+    if name == "LocalClient":
+        return importlib.import_module("service.local").LocalClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,8 +52,10 @@ class Transport(Protocol):
 class HttpTransport:
     """HTTP/1.1 with one kept connection per thread; safe across threads and forks."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, *, most_bytes: int = MAX_REPLY_BYTES) -> None:
         """Take a base URL such as ``https://barter.shop.example`` (a path prefix is kept).
+
+        A reply of more than ``most_bytes`` counts as none.
 
         Raises:
             ValueError: it is not an http or https URL.
@@ -65,7 +67,7 @@ class HttpTransport:
         self._connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._host, self._port = parts.hostname, parts.port
         self._prefix = quote(parts.path.rstrip("/"), safe="/%")
-        self._local = threading.local()
+        self._local, self._most_bytes = threading.local(), most_bytes
 
     def send(self, request: Request, timeout_seconds: float) -> Response:
         """Return the answer; raises `TransportError` if there is none in time."""
@@ -109,7 +111,7 @@ class HttpTransport:
         body = bytearray()
         while chunk := reply.read1(_CHUNK_BYTES):
             body += chunk
-            if len(body) > MAX_REPLY_BYTES:
+            if len(body) > self._most_bytes:
                 raise http.client.HTTPException("the reply is too long")
             socket.settimeout(_left(deadline))
         reply.read()  # nothing is left, but only this ends the exchange for http.client

@@ -26,7 +26,7 @@ from service.definition import (
     TieredOffer,
 )
 from service.errors import FieldError, Invalid
-from service.models import KEY_PATTERN
+from service.names import KEY_PATTERN
 from service.validation import field_errors
 from service.views import console_features as features
 from service.views.console_reader import UNITS, Reader, Values, plain, zone_of

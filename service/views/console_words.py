@@ -173,6 +173,7 @@ SCOPES = {
     "reward": "Report what customers did",
     "read": "Read campaigns, reports and logs",
     "manage": "Change campaigns, keys and people",
+    "local": "Decide in its own process: holds the key of pseudonyms and what policies have learnt",
 }
 
 

@@ -44,7 +44,7 @@ from service.models import ApiKey
 from service.runtime import Runtime
 from service.validation import load, parse, printable, validate
 
-Scope = Literal["decide", "reward", "read", "manage"]
+Scope = Literal["decide", "reward", "read", "manage", "local"]
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 View = TypeVar("View", bound=Callable[..., Any])
 MAX_BODY_BYTES = 1 << 20

@@ -81,6 +81,28 @@ OUTCOMES: Example = {
         },
     },
 }
+LOCAL_DECISIONS: Example = {
+    "one": {
+        "summary": "A decision of a campaign of three arms",
+        "value": {
+            "decisions": [
+                {
+                    "decision_id": "00000001-7c4b-8f1a-9a53-52b1a5b5d0c4",
+                    "revision": 1,
+                    "snapshot": 17,
+                    "unit": "0f343b0931126a20f133d67c2b018a3b",
+                    "segment": 1,
+                    "mask": 7,
+                    "simplex": [0.2, 0.3, 0.5],
+                    "arm": 2,
+                    "propensity": 0.5,
+                    "reason": "policy",
+                    "decided_at": "2026-03-02T18:21:05Z",
+                }
+            ]
+        },
+    },
+}
 CAMPAIGN: Example = {
     "campaign": {
         "summary": "Three offers, one of them by segment",

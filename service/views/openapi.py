@@ -32,7 +32,7 @@ from service.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from service.models import KEY_PATTERN
+from service.names import KEY_PATTERN
 from service.views.contract import JSON, PROBLEM, Operation
 from service.views.shapes import Problem
 
@@ -56,9 +56,12 @@ by them. Their values are encoded once, logged as the `context` of the decision,
 decision: the feature's default is used, and the log says so.
 
 **Keys.** Send `Authorization: Bearer bk_live_…`. A key has exactly the scopes it was made with:
-`decide`, `reward`, `read`, `manage`; none contains another."""
+`decide`, `reward`, `read`, `manage`, `local`; none contains another. `local` is for servers of
+your own that decide in their own process: it gives away what policies have learnt, the seeds of
+their draws and the key of pseudonyms."""
 TAGS = {
     "Serving": "What app servers call on the checkout path.",
+    "Local decisions": "For clients that decide in their own process.",
     "Campaigns": "Experiments: what may be given, to whom, and for what goal.",
     "Decision log": "What was chosen, with what probability, and why.",
     "Customers": "Stored attributes that segment rules and features read.",
@@ -84,6 +87,11 @@ REQUEST_HEADERS: dict[str, tuple[bool, Schema, str]] = {
         False,
         {"type": "string", "minLength": 1, "maxLength": 200},
         "For one decision: the same as `request_id`.",
+    ),
+    "If-None-Match": (
+        False,
+        {"type": "string", "examples": ['"3.running.0.17"']},
+        "The ETag of what you have: if it is still that, the answer is 304 without a body.",
     ),
     "If-Match": (
         False,
@@ -272,10 +280,13 @@ def _responses(operation: Operation, schemas: dict[Any, Schema]) -> Schema:
     }
     if content:
         reply["content"] = content
-    refused = {
+    refused: Schema = {
         str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"}
         for status in statuses(operation)
     }
+    if "If-None-Match" in operation.takes:
+        headers = {name: reply["headers"][name] for name in ("ETag", "X-Request-Id")}
+        refused["304"] = {"description": "It is still what you have.", "headers": headers}
     return {str(operation.status): reply, **refused}
 
 

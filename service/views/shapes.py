@@ -24,7 +24,7 @@ from service.models import (
 
 State = Literal["draft", "scheduled", "running", "paused", "ended"]
 ActionName = Literal["launch", "pause", "resume", "end", "kill"]
-ScopeName = Literal["decide", "reward", "manage", "read"]
+ScopeName = Literal["decide", "reward", "manage", "read", "local"]
 RoleName = Literal["marketer", "analyst", "developer", "admin"]
 ReasonName = Literal[
     "policy", "sticky", "holdout", "draft", "scheduled", "paused", "ended", "killed",
@@ -377,7 +377,7 @@ class KeyRequest(Document):
     """An API key that is wanted."""
 
     name: Label = Field(description="What it is for, such as `checkout`.")
-    scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1, max_length=4)]
+    scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1, max_length=5)]
 
 
 class KeyReply(Document):

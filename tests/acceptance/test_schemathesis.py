@@ -83,6 +83,8 @@ def try_examples(web: Web, operation: Any, known: dict[str, Any]) -> int:
     shown = content.get("application/json", {}).get("examples", {})
     headers = {"Authorization": f"Bearer {web.keys['all']}", "If-Match": "*"}
     names = {parameter.name for parameter in operation.path_parameters}
+    if operation.label == "POST /v1/local/decisions":
+        return 0  # a draw is recomputed, so no example fits: see test_local.py
     for place, example in enumerate(shown.values()):
         body, path = example["value"], known
         if operation.label in ("POST /v1/campaigns", "POST /v1/users"):
