@@ -30,9 +30,7 @@ def uniform(seed: str | bytes, key: str | bytes) -> float:
     Raises:
         ValueError: the seed is empty or longer than 64 bytes.
     """
-    secret = seed.encode() if isinstance(seed, str) else seed
-    if not 1 <= len(secret) <= 64:
-        raise ValueError("seed must have 1 to 64 bytes")
+    secret = _secret(seed)
     message = key.encode() if isinstance(key, str) else key
     digest = blake2b(message, key=secret, digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) * _UNIT
@@ -57,7 +55,13 @@ def keyed(seed: bytes) -> Callable[[bytes], float]:
 
 def uniforms(seed: str | bytes, keys: Iterable[str | bytes]) -> NDArray[np.float64]:
     """:func:`uniform` of every key, as a (B,) array."""
-    return np.array([uniform(seed, key) for key in keys], dtype=np.float64)
+    secret = _secret(seed)
+    digests = [
+        blake2b(key.encode() if isinstance(key, str) else key, key=secret, digest_size=8).digest()
+        for key in keys
+    ]
+    bits = np.frombuffer(b"".join(digests), ">u8") >> 11
+    return bits.astype(np.float64) * _UNIT
 
 
 def draw(simplex: Sequence[float] | NDArray[np.float64], u: float) -> int:
@@ -111,3 +115,10 @@ def draws(simplices: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.
     last = p.shape[1] - 1 - np.argmax(p[:, ::-1] > 0.0, axis=1)
     arms: NDArray[np.int32] = np.minimum(below, last).astype(np.int32)
     return arms
+
+
+def _secret(seed: str | bytes) -> bytes:
+    secret = seed.encode() if isinstance(seed, str) else seed
+    if not 1 <= len(secret) <= 64:
+        raise ValueError("seed must have 1 to 64 bytes")
+    return secret

@@ -20,10 +20,10 @@ import structlog
 from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from service import products, queries, recommended
+from service import columnar, products, queries, recommended
 from service.contexts import known
 from service.models import Customer, Product
-from service.spool import DECISION, OUTCOME, Spool, SpoolError
+from service.spool import DECISION, DECISIONS, OUTCOME, Spool, SpoolError
 
 BATCH = 2_000
 PIECE_ROWS = 1_000
@@ -186,6 +186,9 @@ class Carrier:
                 if bodies:
                     rows = b"[" + b",".join(bodies) + b"]"
                     connection.execute(statement, {"rows": rows.decode()})
+            for _, kind, body in fresh:
+                if kind == DECISIONS:
+                    _copy_list(connection, columnar.decode(body))
             last = max(shipped, upto, *(entry[0] for entry in entries))
             connection.execute(queries.SET_SHIPPED, {"id": self._spool.id, "shipped": last})
             connection.execute(select(func.pg_notify("barter", "log")))
@@ -298,3 +301,17 @@ class Carrier:
             self._spool.note("heartbeat", orjson.dumps(beat))
         except SpoolError:
             log.warning("heartbeat_not_written")
+
+
+def _copy_list(connection: Connection, found: columnar.Packed) -> None:
+    """Append the decisions of one list, or those of them that are not there yet.
+
+    They are new, so all are copied in at once; only where the log is carried a second time under
+    another name, or the campaign is gone, PostgreSQL has to look at each.
+    """
+    try:
+        with connection.begin_nested():
+            queries.copy_decisions(connection, columnar.copy_stream(found))
+    except IntegrityError:
+        rows = orjson.dumps(list(columnar.rows(found)))
+        connection.execute(queries.INSERT_DECISIONS, {"rows": rows.decode()})

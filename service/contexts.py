@@ -102,7 +102,7 @@ def encode(definition: CampaignDefinition, attributes: Mapping[str, object]) -> 
     found = [
         number
         for feature in definition.features
-        for number in _numbers(feature, attributes.get(feature.key))
+        for number in numbers_of(feature, attributes.get(feature.key))
     ]
     return tuple(features.quantise(np.array(found, dtype=np.float64)).tolist())
 
@@ -112,7 +112,7 @@ def filled(definition: CampaignDefinition, attributes: Mapping[str, object]) -> 
     return [
         feature.key
         for feature in definition.features
-        if not _known(feature, attributes.get(feature.key))
+        if not fits(feature, attributes.get(feature.key))
     ]
 
 
@@ -152,8 +152,8 @@ class Encoder:
             numbers = found
             for place, feature in self._others:
                 value = attributes.get(feature.key)
-                found[place] = _numbers(feature, value)
-                if not _known(feature, value):
+                found[place] = numbers_of(feature, value)
+                if not fits(feature, value):
                     missing.append(feature.key)
         return tuple(features.quantise(numbers).tolist()), missing
 
@@ -190,7 +190,8 @@ def told(definition: CampaignDefinition, context: Sequence[int]) -> list[Told]:
     return found
 
 
-def _known(feature: Feature, value: object) -> bool:
+def fits(feature: Feature, value: object) -> bool:
+    """Tell whether a value is used, and not the feature's default."""
     if isinstance(feature, CategoryFeature):
         return isinstance(value, str)
     if isinstance(feature, BooleanFeature):
@@ -198,12 +199,13 @@ def _known(feature: Feature, value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
-def _numbers(feature: Feature, value: object) -> list[float]:
+def numbers_of(feature: Feature, value: object) -> list[float]:
+    """Return the places of one feature, before they are quantised."""
     if isinstance(feature, CategoryFeature):
         return [float(isinstance(value, str) and value == one) for one in feature.values]
     if isinstance(feature, BooleanFeature):
         return [float(value if isinstance(value, bool) else feature.default)]
-    number = float(value) if _known(feature, value) else feature.default  # type: ignore[arg-type]
+    number = float(value) if fits(feature, value) else feature.default  # type: ignore[arg-type]
     return [(number - feature.centre) / feature.scale]
 
 

@@ -35,8 +35,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
 
 
+def has_control(value: str) -> bool:
+    """Tell whether a text has control characters."""
+    return _CONTROL.search(value) is not None
+
+
 def _printable(value: str) -> str:
-    if _CONTROL.search(value):
+    if has_control(value):
         raise ValueError("must not contain control characters")
     return value
 
@@ -93,7 +98,8 @@ Scalar = (
     | Annotated[str, Field(strict=True, max_length=500), AfterValidator(_printable)]
 )
 Real = Annotated[float, Field(ge=-(2**53), le=2**53)]
-Attributes = Annotated[dict[Short, Scalar], Field(max_length=64)]
+MAX_ATTRIBUTES = 64
+Attributes = Annotated[dict[Short, Scalar], Field(max_length=MAX_ATTRIBUTES)]
 
 
 class Document(BaseModel):

@@ -109,10 +109,7 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
             found = _read_plain(raw)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
-        names = 2 + (found.product is not None) + (found.request_id is not None)
-        if found.attributes:
-            names += 1 + len(found.attributes)
-        return found if raw.count(b'":') == names else None
+        return found if raw.count(b'":') == _names(found) else None
 
     @classmethod
     def of(
@@ -167,6 +164,33 @@ def _scalars(attributes: Mapping[str, object]) -> dict[str, object]:
 
 
 _read_plain = msgspec.json.Decoder(PlainRequest).decode
+
+
+class PlainList(msgspec.Struct, forbid_unknown_fields=True):
+    """A `DecisionList` of plain requests."""
+
+    decisions: Annotated[list[PlainRequest], msgspec.Meta(min_length=1, max_length=MAX_LIST)]
+
+    @classmethod
+    def read(cls, raw: bytes) -> "PlainList | None":
+        """Return the list in a body that says it plainly, else None; as `PlainRequest.read`."""
+        if b"\\" in raw:
+            return None
+        try:
+            found = _read_plain_list(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        names = 1 + sum(map(_names, found.decisions))
+        return found if raw.count(b'":') == names else None
+
+
+_read_plain_list = msgspec.json.Decoder(PlainList).decode
+
+
+def _names(found: PlainRequest) -> int:
+    """Return how many names a plain request of JSON has."""
+    names = 2 + (found.product is not None) + (found.request_id is not None)
+    return names + 1 + len(found.attributes) if found.attributes else names
 
 
 class DecisionList(Document):

@@ -8,7 +8,7 @@ itself, which is right where there is only one.
 
 import os
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -77,7 +77,11 @@ def observe(operation: str, status: int, seconds: float) -> None:
 
 def count_decisions(replies: Iterable[DecisionReply]) -> None:
     """Count decisions that were answered."""
-    tally = Tally((reply.campaign, reply.arm, reply.reason) for reply in replies)
+    count_tally(Tally((reply.campaign, reply.arm, reply.reason) for reply in replies))
+
+
+def count_tally(tally: Mapping[tuple[str, str, str], int]) -> None:
+    """Count decisions that were answered, by (campaign, arm, reason)."""
     for labels, number in tally.items():
         _decisions(*labels).inc(number)
 

@@ -7,9 +7,12 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
+from psycopg import sql
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Connection,
     DateTime,
     Row,
     Select,
@@ -25,7 +28,9 @@ from sqlalchemy import (
     text,
     tuple_,
 )
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
+from service import columnar
 from service.definition import AUTO
 from service.models import (
     ApiKey,
@@ -95,6 +100,30 @@ INSERT_DECISIONS = text(
     """
 )
 """Append decisions in their order; a repeat, or one of a deleted draft, adds nothing."""
+
+COPY_DECISIONS = sql.SQL("COPY decisions ({}) FROM STDIN (FORMAT binary)").format(
+    sql.SQL(", ").join(map(sql.Identifier, columnar.COLUMNS))
+)
+"""Append decisions that are new, all at once; one that is not refuses them all."""
+
+PIECE_BYTES = 1 << 18
+
+
+def copy_decisions(connection: Connection, stream: bytes) -> None:
+    """Append the decisions of a stream that `columnar.copy_stream` made."""
+    view = memoryview(stream)
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    try:
+        with driver.cursor() as cursor, cursor.copy(COPY_DECISIONS) as copy:
+            for start in range(0, len(view), PIECE_BYTES):
+                copy.write(view[start : start + PIECE_BYTES])
+    except psycopg.IntegrityError as error:
+        raise IntegrityError("COPY decisions", None, error) from error
+    except psycopg.DataError as error:
+        raise DataError("COPY decisions", None, error) from error
+    except psycopg.Error as error:
+        raise OperationalError("COPY decisions", None, error) from error
+
 
 INSERT_OUTCOMES = text(
     """

@@ -39,12 +39,15 @@ from service.segments import Place, Record, Segments
 
 DECISION: Final = 0
 OUTCOME: Final = 1
+DECISIONS: Final = 2
+"""Many decisions in one entry: `service.columnar`."""
 BUSY_SECONDS = 10.0
 MAX_GROUP = 4096
 PRUNE_ROWS = 20_000
 INDEX_BYTES = 4 << 20
 FORGET_SECONDS = 0.2
 RECORD_BYTES = 16 << 10
+SHIP_BYTES = 8 << 20
 WAL_BYTES = 64 << 20  # what a burst may leave of SQLite's write-ahead log
 
 SCHEMA = """
@@ -113,13 +116,13 @@ class Assignment(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One thing to be kept: a decision or an outcome, with the assignment it makes, if any.
+    """What is kept as one: a decision, many or an outcome; the assignment that it makes, if any.
 
     ``unique`` is false where the id was made up just now: nobody can have used it before, nor will
     anybody repeat it, so nothing is looked up.
     """
 
-    kind: Literal[0, 1]
+    kind: Literal[0, 1, 2]
     id: bytes
     body: bytes
     assignment: Assignment | None = None
@@ -285,6 +288,14 @@ class Spool:
         row = self._row("SELECT attributes FROM products WHERE id = ?", id)
         return None if row is None else bytes(row[0])
 
+    def attributes_of(self, units: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the stored attributes (JSON) of those units that have some."""
+        found = {}
+        for unit in units:
+            if (kept := self.attributes(unit)) is not None:
+                found[unit] = kept
+        return found
+
     def products(self, ids: Sequence[str]) -> list[tuple[str, bytes]]:
         """Return what is known of those products that are known: (identifier, JSON)."""
         return self._rows(
@@ -307,17 +318,22 @@ class Spool:
             )
 
     def after(self, number: int, *, limit: int) -> list[tuple[int, int, bytes]]:
-        """Return entries after a position: (number, kind, body), oldest first."""
+        """Return entries after a position: (number, kind, body), oldest first.
+
+        Of large ones fewer than ``limit``, so that they fit into memory.
+        """
         found: list[Record] = []
+        size = 0
         with self._for_reading() as log:
             place = self._shipping
             if place.number != number + 1:
                 place = log.place(number + 1)
-            while len(found) < limit:
+            while len(found) < limit and size < SHIP_BYTES:
                 records, place = log.read(place)
                 if not records:
                     break
                 found += records[: limit - len(found)]
+                size += sum(len(record.payload) for record in records)
             if found:
                 self._shipping = found[-1].following
         entries = [(record.number, _decode(record.payload).entry) for record in found]

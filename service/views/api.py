@@ -1,10 +1,12 @@
 """What app servers call: ask for arms, report outcomes. Nothing here waits for Postgres."""
 
-from flask import request
+import msgspec
+from flask import Response, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
-from service import metrics
+from service import arrow, bulk, metrics
 from service.decide import decide
-from service.errors import BarterError, FieldError, Invalid
+from service.errors import BarterError, FieldError, Invalid, TooLarge, UnknownCampaign
 from service.messages import (
     DecisionList,
     DecisionReplies,
@@ -13,9 +15,12 @@ from service.messages import (
     OutcomeList,
     OutcomeReceipt,
     OutcomeRequest,
+    PlainList,
 )
 from service.outcomes import record
-from service.views.contract import Api, Call
+from service.validation import parse
+from service.views import streams
+from service.views.contract import JSON, Api, Call
 from service.views.examples import DECISIONS, OUTCOMES
 
 api = Api("api", tag="Serving")
@@ -31,11 +36,14 @@ MAX_IDEMPOTENCY_KEY = 200
     takes=("Idempotency-Key",),
     examples=DECISIONS,
     hot=True,
+    plain=PlainList.read,
+    streams={arrow.MEDIA: arrow.MAX_BYTES, streams.MEDIA: None},
+    media={kind: {"type": "string", "format": "binary"} for kind in (arrow.MEDIA, streams.MEDIA)},
 )
 def create_decisions(
-    call: Call, body: DecisionRequest | DecisionList
-) -> DecisionReply | DecisionReplies:
-    """Ask which arm a unit gets, for one unit or for up to 1,000 at once.
+    call: Call, body: DecisionRequest | DecisionList | PlainList | None
+) -> DecisionReply | Response:
+    """Ask which arm a unit gets: one, up to 1,000 as JSON, 10,000 in Arrow, any number by lines.
 
     Every request gets an answer: a campaign that is not running, a unit in the holdout and a unit
     for which no arm is eligible get the default arm, and `reason` says so. `propensity` is the
@@ -45,12 +53,23 @@ def create_decisions(
     A `request_id` (or, for one decision, the header Idempotency-Key) makes a repeat return the
     decision that was made first; using one again for another request gives 409. One unknown
     campaign in a list refuses the whole list.
+
+    **Arrow.** `application/vnd.apache.arrow.stream` takes a table of up to 10,000 rows as an
+    uncompressed IPC stream: `campaign` and `unit`, where wanted `request_id`, `product`,
+    `exclude_arms` and `products` (lists of text), and every further column is an attribute of
+    that name: numbers, text or booleans; a null is unknown. The reply is a table with a row per
+    request, in their order, or JSON where `Accept` says so.
+
+    **Lines.** `application/x-ndjson` takes one request per line, of up to 64 KiB, and any number
+    of lines; each is answered by one line, in their order, while you send on: the reply, or the
+    problem document of a line that cannot be taken.
     """
-    if isinstance(body, DecisionList):
+    if body is None:
         _no_idempotency_key()
-        replies = decide(call.runtime, body.decisions)
-        metrics.count_decisions(replies)
-        return DecisionReplies.model_construct(decisions=tuple(replies))
+        return _streamed(call)
+    if not isinstance(body, DecisionRequest):
+        _no_idempotency_key()
+        return _listed(_answered(call, body))
     try:
         (reply,) = decide(call.runtime, [with_key(body, request.headers.get("Idempotency-Key"))])
     except BarterError as error:
@@ -82,6 +101,36 @@ def create_outcomes(call: Call, body: OutcomeRequest | OutcomeList) -> OutcomeRe
     receipt = record(call.runtime, events)
     metrics.count_outcomes(receipt)
     return receipt
+
+
+def _streamed(call: Call) -> Response:
+    """Answer a request that is a table, or lines."""
+    if request.mimetype == streams.MEDIA:
+        return Response(streams.answered(call.runtime, request.stream), mimetype=streams.MEDIA)
+    try:
+        raw = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise TooLarge(f"The body is larger than {arrow.MAX_BYTES:,} bytes.") from None
+    answers = arrow.answer(call.runtime, raw)
+    if request.accept_mimetypes.best_match((arrow.MEDIA, JSON), arrow.MEDIA) == JSON:
+        return _listed(answers)
+    metrics.count_tally(answers.tally())
+    return Response(arrow.written(answers), mimetype=arrow.MEDIA)
+
+
+def _listed(answers: bulk.Answers) -> Response:
+    metrics.count_tally(answers.tally())
+    text = b'{"decisions":[%b]}' % b",".join(answers.documents())
+    return Response(text, mimetype=JSON)
+
+
+def _answered(call: Call, body: DecisionList | PlainList) -> bulk.Answers:
+    try:
+        return bulk.answer(call.runtime, body.decisions)
+    except UnknownCampaign:
+        if isinstance(body, PlainList):
+            parse(DecisionList, msgspec.json.encode(body))  # what is no key is told first
+        raise
 
 
 def with_key(body: DecisionRequest, key: str | None) -> DecisionRequest:

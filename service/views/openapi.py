@@ -38,6 +38,7 @@ from service.views.shapes import Problem
 
 Schema = dict[str, Any]
 VERSION = "1.0"
+BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 REFERENCE = "#/components/schemas/{model}"
 DESCRIPTION = """Barter chooses, per customer, which discount to offer, and learns what pays.
 
@@ -205,10 +206,10 @@ def _operation(operation: Operation, schemas: dict[Any, Schema]) -> Schema:
         }
         if operation.examples:
             content["examples"] = dict(operation.examples)
-        made["requestBody"] = {"required": True, "content": {JSON: content}}
+        others = dict.fromkeys(operation.streams, BINARY)
+        made["requestBody"] = {"required": True, "content": {JSON: content, **others}}
     if operation.files:
-        binary: Schema = {"schema": {"type": "string", "format": "binary"}}
-        made["requestBody"] = {"required": True, "content": dict.fromkeys(operation.files, binary)}
+        made["requestBody"] = {"required": True, "content": dict.fromkeys(operation.files, BINARY)}
     return made
 
 

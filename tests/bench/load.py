@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import uvloop
 
-Request = tuple[str, str, dict[str, str]]
+Request = tuple[str, str | bytes, dict[str, str]]
 """Path, body and headers of a POST."""
 
 
@@ -34,7 +34,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, raw: bytes, then: Callable[["_Connection", float], None]) -> None:
         self._raw, self._then = raw, then
-        self._got = b""
+        self._got = bytearray()
         self._since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -47,12 +47,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._got += data
-        head, found, body = self._got.partition(b"\r\n\r\n")
-        if not found or len(body) < _length(head):
+        end = self._got.find(b"\r\n\r\n")
+        if end < 0 or len(self._got) - end - 4 < _length(bytes(self._got[:end])):
             return
-        if head[9:12] != b"200":
-            raise RuntimeError(f"answered {head[:60]!r}")
-        self._got = b""
+        if self._got[9:12] != b"200":
+            raise RuntimeError(f"answered {bytes(self._got[:60])!r}")
+        self._got = bytearray()
         self._then(self, time.perf_counter() - self._since)
 
 
@@ -74,9 +74,10 @@ def opened(port: int, request: Request, *, connections: int, seconds: float, rat
 
 def _raw(request: Request) -> bytes:
     path, body, headers = request
-    lines = [f"POST {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(body.encode())}"]
+    raw = body.encode() if isinstance(body, str) else body
+    lines = [f"POST {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(raw)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + raw
 
 
 async def _connected(

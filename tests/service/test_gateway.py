@@ -137,7 +137,8 @@ DECISIONS: list[tuple[Any, dict[str, str | None]]] = [
 def test_hot_routes_answer_as_flask_does(served: Served) -> None:
     """Every answer is the one that the views give alone, header by header."""
     web = served.web
-    web.loop.decide("ana", "a\x7fb")
+    # Else the arm that is kept may be the one that a request excludes.
+    web.loop.decide("ana", "a\x7fb", exclude_arms=["ten"])
     for body, headers in DECISIONS:
         status, told, found = served.call("POST", "/v1/decisions", body, headers)
         sent: dict[str, str | None] = {"Content-Type": "application/json"}

@@ -1,0 +1,169 @@
+"""Attributes of many units at once, and what rules and features make of them.
+
+The vector forms of `service.eligibility.holds` and `service.contexts.encode`: whatever is not a
+column of numbers is looked at value by value with those very functions, each distinct value once.
+So both paths agree by construction, and a column of numbers takes a few operations on arrays.
+
+Letters: ``B`` rows, ``W`` distinct words, ``D`` encoded features.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bandits import features as quantised
+from service import contexts
+from service.definition import CampaignDefinition, Feature, NumberFeature, Rule
+from service.eligibility import COMPARE, holds
+
+Flags = NDArray[np.bool_]
+MAX_BITS = 62
+
+
+class Numbers(NamedTuple):
+    """A column of numbers (B,) float64 and which of them are known (B,); the others are 0."""
+
+    values: NDArray[np.float64]
+    known: Flags
+
+    def at(self, row: int) -> object:
+        """Return the value of a row that is known."""
+        return float(self.values[row])
+
+
+class Words(NamedTuple):
+    """A column of anything else: (B,) places in ``words``, -1 where it is not known."""
+
+    codes: NDArray[np.int32]
+    words: Sequence[object]
+
+    @property
+    def known(self) -> Flags:
+        """Which rows are known (B,)."""
+        return self.codes >= 0
+
+    def at(self, row: int) -> object:
+        """Return the value of a row that is known."""
+        return self.words[self.codes[row]]
+
+
+Column = Numbers | Words
+Columns = Mapping[str, Column]
+ABSENT = object()
+"""Stands for a value that is not known."""
+
+
+def gathered(rows: Sequence[Mapping[str, object]], wanted: Iterable[str]) -> dict[str, Column]:
+    """Return those attributes of rows that are wanted, column by column."""
+    return {name: column([row.get(name, ABSENT) for row in rows]) for name in wanted}
+
+
+def column(values: Sequence[object]) -> Column:
+    """Return values of JSON as a column; one that is missing is `ABSENT`."""
+    kinds = set(map(type, values)) - {object}
+    if kinds <= {int, float}:
+        known = np.array([value is not ABSENT for value in values], dtype=bool)
+        numbers = [0.0 if value is ABSENT else value for value in values]
+        return Numbers(np.array(numbers, dtype=np.float64), known)
+    # By type too: 1, 1.0 and True are equal, and not the same.
+    places: dict[tuple[type, object], int] = {}
+    codes = [
+        -1 if value is ABSENT else places.setdefault((type(value), value), len(places))
+        for value in values
+    ]
+    return Words(np.array(codes, dtype=np.int32), [word for _, word in places])
+
+
+def at(columns: Columns, row: int) -> dict[str, object]:
+    """Return what is known of one row."""
+    return {name: one.at(row) for name, one in columns.items() if one.known[row]}
+
+
+def fitting(rule: Rule, columns: Columns, rows: int) -> Flags:
+    """Tell for which rows a rule holds (B,): `service.eligibility.holds` of each."""
+    found = columns.get(rule.attribute)
+    if found is None:
+        return np.full(rows, holds(rule, {}))
+    if isinstance(found, Words):
+        # A code of -1 finds the last: what is true where nothing is known.
+        each = [holds(rule, {rule.attribute: word}) for word in found.words]
+        fit: Flags = np.array([*each, holds(rule, {})], dtype=bool)[found.codes]
+        return fit
+    if rule.op == "exists":
+        return found.known if rule.value else ~found.known
+    fit = found.known & _compared(rule, found.values)
+    return fit
+
+
+def _compared(rule: Rule, values: NDArray[np.float64]) -> Flags:
+    """Compare a rule's value with numbers; one of another type never fits."""
+    wanted = rule.value if isinstance(rule.value, tuple) else (rule.value,)
+    numbers = [one for one in wanted if isinstance(one, int | float) and not isinstance(one, bool)]
+    if rule.op in COMPARE:
+        if not numbers:
+            return np.zeros(len(values), dtype=bool)
+        return np.asarray(COMPARE[rule.op](values, numbers[0]), dtype=bool)
+    equal: Flags = np.isin(values, np.array(numbers, dtype=np.float64))
+    return ~equal if rule.op == "!=" else equal
+
+
+def signs(definition: CampaignDefinition, columns: Columns, rows: int) -> NDArray[np.int64]:
+    """Number the rows (B,) so that those of one number get the same segment, mask and reasons.
+
+    And the same features filled in: whatever is decided or told without their values.
+    """
+    segments = [rule for segment in definition.segments for rule in segment.rules]
+    own = [rule for arm in definition.arms for rule in arm.only_if]
+    bits = [fitting(rule, columns, rows) for rule in (*segments, *own)]
+    # An arm's reason says, too, whether the attribute was known.
+    told = {rule.attribute for rule in own} & columns.keys()
+    bits += [columns[name].known for name in sorted(told)]
+    bits += [_fits(feature, columns, rows) for feature in definition.features]
+    return numbered(bits, rows)
+
+
+def numbered(bits: Iterable[Flags], rows: int) -> NDArray[np.int64]:
+    """Number rows (B,) from 0 without a gap: those of the same bits get the same number."""
+    found, width = np.zeros(rows, dtype=np.int64), 0
+    for bit in bits:
+        if width == MAX_BITS:
+            found = np.unique(found, return_inverse=True)[1].astype(np.int64)
+            width = int(found.max(initial=0)).bit_length()
+        found, width = found << 1 | bit, width + 1
+    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+
+def _fits(feature: Feature, columns: Columns, rows: int) -> Flags:
+    """Tell for which rows a feature's own value is used (B,), not its default."""
+    found = columns.get(feature.key)
+    if found is None:
+        return np.zeros(rows, dtype=bool)
+    if isinstance(found, Words):
+        each = [contexts.fits(feature, word) for word in found.words]
+        return np.array([*each, False], dtype=bool)[found.codes]
+    if not isinstance(feature, NumberFeature):
+        return np.zeros(rows, dtype=bool)
+    fit: Flags = found.known & (np.abs(found.values) <= 2**53)
+    return fit
+
+
+def encoded(definition: CampaignDefinition, columns: Columns, rows: int) -> NDArray[np.int64]:
+    """Return the contexts (B, D): `service.contexts.encode` of each row."""
+    made = np.empty((rows, definition.feature_width), dtype=np.float64)
+    place = 0
+    for feature in definition.features:
+        found = columns.get(feature.key)
+        part = made[:, place : place + feature.width]
+        if isinstance(found, Numbers) and isinstance(feature, NumberFeature):
+            value = np.where(_fits(feature, columns, rows), found.values, feature.default)
+            part[:, 0] = (value - feature.centre) / feature.scale
+        else:
+            words: Sequence[object] = found.words if isinstance(found, Words) else ()
+            table = [contexts.numbers_of(feature, word) for word in (*words, None)]
+            codes = found.codes if isinstance(found, Words) else np.full(rows, -1)
+            part[:] = np.array(table, dtype=np.float64)[codes]
+        place += feature.width
+    out: NDArray[np.int64] = quantised.quantise(made)
+    return out
