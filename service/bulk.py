@@ -1,9 +1,10 @@
 """Many decisions at once: the checkout path of `service.decide`, column by column.
 
-Rows of one campaign that get the same segment, mask and explanation are decided together; what
-they are drawn with is a function of the same things as a single decision, so the same request gets
-the same arm with the same probability by either path, and `service.replay` recomputes it. A list is
-one record in the local log (`service.columnar`) for each campaign that it names.
+Rows of one campaign that get the same segment, mask and explanation are decided together. What
+they are drawn with is a function of the same things as of a single decision: bit for bit, but for
+policies that decide by features, whose simplexes are computed together and agree to eight digits
+(`LiveCampaign.simplexes`). Their explanation says ``together``, and `service.replay` knows. A list
+is one record in the local log (`service.columnar`) for each campaign that it names.
 
 What has to be looked up or kept one by one goes the other way: request ids, products, arms that a
 request excludes; campaigns that are sticky, have a budget, or offer recommended products.
@@ -13,7 +14,7 @@ import datetime as dt
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,11 +39,6 @@ RANDOM_BYTES = 12
 ID_TEXT = 36
 _DIGITS = np.array([*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36)])
 log = structlog.get_logger()
-
-Simplexes = Callable[
-    [LiveCampaign, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]
-]
-"""(campaign, segments (B,), masks (B,), contexts (B, D)) to guarded probabilities (B, A)."""
 
 
 class Told(NamedTuple):
@@ -345,13 +341,8 @@ def chosen(
     units: Sequence[bytes],
     known: Columns,
     now: dt.datetime,
-    simplexes: Simplexes | None = None,
 ) -> Batch:
-    """Choose an arm for every unit (a pseudonym), given all that is known of them.
-
-    ``simplexes`` computes those of a contextual policy; without it each is computed by itself, bit
-    for bit as for a single decision.
-    """
+    """Choose an arm for every unit (a pseudonym), given all that is known of them."""
     definition, rows = campaign.definition, len(units)
     kinds, kind = _kinds(campaign, units, known, now)
     encoded = columns.encoded(definition, known, rows)
@@ -364,7 +355,7 @@ def chosen(
         where = np.flatnonzero(drawn)
         segments = np.array([one.segment for one in kinds])[kind[where]]
         masks = np.array([one.mask for one in kinds])[kind[where]]
-        own[where] = (simplexes or _each)(campaign, segments, masks, encoded[where])
+        own[where] = campaign.simplexes(segments, masks, encoded[where])
         numbers = sampling.uniforms(campaign.seed, [keys[row] for row in where.tolist()])
         arm[where] = sampling.draws(own[where], numbers)
         return Batch(campaign, now, ids, b"".join(units), kinds, kind, arm, own, encoded)
@@ -383,16 +374,6 @@ def _drawn(simplex: NDArray[np.float64], numbers: NDArray[np.float64]) -> NDArra
     below = np.searchsorted(np.cumsum(simplex), numbers, side="right")
     arms: NDArray[np.int64] = np.minimum(below, last)
     return arms
-
-
-def _each(
-    campaign: LiveCampaign,
-    segments: NDArray[np.int64],
-    masks: NDArray[np.int64],
-    encoded: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    rows = zip(segments.tolist(), masks.tolist(), encoded, strict=True)
-    return np.array([campaign.simplex(*row) for row in rows])
 
 
 def _kinds(
@@ -423,6 +404,8 @@ def _kind(
     said: dict[str, object] = {"masked": reasons}
     if definition.features:
         said["filled"] = contexts.filled(definition, attributes)
+    if campaign.served.contextual:
+        said["together"] = True
     simplex = np.array(campaign.certain(definition.default_index).simplex)
     if state != "running":
         reason = state

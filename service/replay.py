@@ -16,7 +16,7 @@ from bandits import artefact
 from service.definition import CampaignDefinition
 from service.errors import UnknownDecision
 from service.models import Campaign, CampaignRevision, Decision, Retraining, Snapshot
-from service.snapshots import Choice, LiveCampaign, served, whole
+from service.snapshots import TOGETHER, Choice, LiveCampaign, served, whole
 
 
 class Irreproducible(Exception):
@@ -35,11 +35,24 @@ class Replay:
     recomputed: Choice
     live: LiveCampaign
     """The campaign as it was then."""
+    together: bool = False
+    """Whether the simplex was computed together with others, so that its last digits differ."""
 
     @property
     def same(self) -> bool:
-        """Whether arm, propensity and every entry of the simplex agree in every bit."""
-        return self.logged == self.recomputed
+        """Whether arm, propensity and every entry of the simplex agree in every bit.
+
+        What was computed together agrees to eight digits, and its arm is the one that the logged
+        simplex gives.
+        """
+        if not self.together:
+            return self.logged == self.recomputed
+        pairs = zip(self.logged.simplex, self.recomputed.simplex, strict=True)
+        return (
+            self.logged.arm == self.recomputed.arm
+            and self.logged.propensity == self.logged.simplex[self.logged.arm]
+            and all(abs(one - other) < TOGETHER for one, other in pairs)
+        )
 
 
 def replay(session: Session, decision_id: uuid.UUID) -> Replay:
@@ -58,6 +71,9 @@ def replay(session: Session, decision_id: uuid.UUID) -> Replay:
         recomputed = live.certain(live.definition.default_index)
     else:
         recomputed = live.draw(source.segment, source.mask, source.id.bytes, source.context)
+    together = source is not None and bool(source.why.get("together"))
+    if together:
+        recomputed = live.drawn_from(tuple(decision.simplex), recomputed, decision.id.bytes)
     return Replay(
         decision_id=decision.id,
         drawn_as=source.id if source else None,
@@ -65,6 +81,7 @@ def replay(session: Session, decision_id: uuid.UUID) -> Replay:
         logged=Choice(decision.arm, decision.propensity, tuple(decision.simplex)),
         recomputed=recomputed,
         live=live,
+        together=together,
     )
 
 

@@ -22,6 +22,8 @@ from service.definition import AUTO, CampaignDefinition
 from service.eligibility import State, held_out, mask_bits, masked, state_at
 
 MAX_SIMPLEXES = 10_000
+TOGETHER = 1e-8
+"""By how much a probability that was computed with many others may differ from its own."""
 
 
 def whole(state: bytes, fitted: bytes | None) -> bytes:
@@ -233,6 +235,26 @@ class LiveCampaign:
         chances: NDArray[np.float64] = guarded(raw)[0]
         return chances
 
+    def simplexes(
+        self, segments: NDArray[np.int64], masks: NDArray[np.int64], contexts: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return the guarded probabilities (B, A) of many contexts (B, D) at once.
+
+        They are computed together, in a fraction of the time, and differ from `simplex` of each by
+        what sums in another order, and another rule of quadrature, differ: by less than `TOGETHER`.
+
+        Raises:
+            ValueError: as for `simplex`.
+        """
+        distinct, place = np.unique(masks, return_inverse=True)
+        each = [self._guarded(int(mask))[0][0] for mask in distinct]
+        eligible = np.array(each, dtype=bool)[place]
+        rows = Contexts(segment=segments.astype(np.int32), features=contexts)
+        raw = np.asarray(self.policy.probabilities(self.belief, rows, eligible))
+        floor, caps = self.definition.floor, self._caps
+        chances: NDArray[np.float64] = simplex.guard(raw, eligible, floor=floor, cap=caps)
+        return chances
+
     def _guarded(self, mask: int) -> tuple[NDArray[np.bool_], Callable[[Any], Any]]:
         """Return a mask as an array (1, A), and what guards a simplex under it."""
         known = self._eligible.get(mask)
@@ -261,6 +283,11 @@ class LiveCampaign:
             drawn = _Drawn(tuple(self.simplex(segment, mask, context).tolist()))
             self._drawn[segment, mask] = drawn
         return drawn.choices[drawn.arm(self._uniform(key))]
+
+    def drawn_from(self, logged: tuple[float, ...], computed: Choice, key: bytes) -> Choice:
+        """Return a simplex as computed by itself, with the arm that the key draws from another."""
+        arm = sampling.draw(logged, self._uniform(key))
+        return Choice(arm, computed.simplex[arm], computed.simplex)
 
     def held_out(self, unit: bytes) -> bool:
         """Tell whether a unit belongs to the holdout."""

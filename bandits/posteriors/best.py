@@ -14,7 +14,8 @@ arms a fixed number of cuts is shared by all, placed where the arms that can be 
 (:func:`_shared_cuts`): time and memory are then linear in the arms.
 
 Where numpy runs, Student t of 30 degrees of freedom and more go by :mod:`bandits.posteriors.graded`
-instead, which is six times as fast for ten arms; the two agree to 1e-9.
+instead, which is six times as fast for ten arms; the two agree to 1e-9. So do many rows at once of
+many degrees of freedom, by :mod:`bandits.posteriors.even`, in a tenth of that time again.
 
 Normalisation: each ``F_j`` is divided by its own total. The raw sum ``Σ p_k`` then equals 1 up to
 the error of the quadrature, and is the check of it: within ``RAW_TOLERANCE`` the result is divided
@@ -26,13 +27,13 @@ eligible arms, which is safe to serve. :func:`raw` gives the sums before that.
 array([[0.19697, 0.80303]])
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from bandits.backend import Backend, numpy_backend, require_double
-from bandits.posteriors import graded
+from bandits.posteriors import even, graded
 from bandits.posteriors.graded import rule
 from bandits.types import Array
 
@@ -63,6 +64,9 @@ PANELS = TOP * len(FINE) - 1
 #: that they stay within the cache, and below the 128 KiB from which an allocator asks the system
 #: for fresh pages every time.
 _CHUNK, BLOCK = 1 << 20, 1 << 13
+
+#: From so many rows on, Student t of many degrees of freedom go by :mod:`bandits.posteriors.even`.
+MANY_ROWS = 12
 
 _ALL = slice(None)
 
@@ -244,7 +248,15 @@ def _student(
         if p is not None and abs((total := float(np.add.reduce(p))) - 1.0) <= RAW_TOLERANCE:
             return (p / total if settle else p)[None]
     out, left = np.zeros(mask.shape), []
-    for row, some in enumerate(mask):
+    rows: Iterable[int] = range(len(mask))
+    if len(mask) >= MANY_ROWS:
+        p = even.shares(*arrays)
+        totals = p.sum(axis=1)
+        fine = np.abs(totals - 1.0) <= RAW_TOLERANCE
+        out[fine] = p[fine] / totals[fine, None] if settle else p[fine]
+        rows = np.flatnonzero(~fine).tolist()
+    for row in rows:
+        some = mask[row]
         on = _ALL if np.count_nonzero(some) == len(some) else some
         p = graded.shares(mean[row][on], scale[row][on], freedom[row][on])
         total = np.nan if p is None else float(np.add.reduce(p))
