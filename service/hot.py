@@ -19,6 +19,7 @@ from flask import Flask
 
 from service import decide, metrics, outcomes, security, validation
 from service.app import REQUEST_ID, SECURITY_HEADERS
+from service.catalogue import KeyView
 from service.errors import BarterError, Unavailable
 from service.messages import (
     DecisionReply,
@@ -31,7 +32,7 @@ from service.spool import FRESH, Entry, SpoolError, Stored
 from service.views.api import with_key
 from service.views.contract import PROBLEM
 
-Headers = Mapping[str, str]
+Headers = Mapping[bytes, bytes]
 Answer = tuple[int, bytes, bytes]
 """Status, headers as they are sent (without the body's length), body."""
 Then = Callable[[Answer | None], None]
@@ -41,6 +42,8 @@ log = structlog.get_logger()
 
 
 LIST = b'{"decisions"'
+FLUSH_SECONDS = 0.25
+MAX_PROVEN = 10_000
 MAX_WAITING = 1_000
 """How many may wait for the disk. More would wait in vain: they get the default arm at once."""
 
@@ -51,6 +54,14 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 _SAFE = SECURITY_HEADERS | {"Cache-Control": "no-store"}
 _JSON = _lines(_SAFE | {"Content-Type": "application/json"})
+
+
+def _public_id(authorization: bytes) -> str:
+    """Return which key an ``Authorization`` header names, empty where it names none."""
+    try:
+        return security.credentials(authorization.decode("latin-1")).public_id
+    except BarterError:
+        return ""
 
 
 def refused(detail: str) -> Answer:
@@ -68,8 +79,11 @@ class Hot:
 
     def __init__(self, app: Flask) -> None:
         self._runtime = app.extensions["barter"]
-        self._told = _Told()
+        self._told, self._tallied = _Told(), metrics.Tallied()
         self._waiting = 0
+        self._flushing = False
+        # Who has shown a key, for as long as the catalogue has that very key: hashing costs more.
+        self._proven: dict[bytes, tuple[str, KeyView | None]] = {}
         self.routes: dict[str, Route] = {
             "/v1/decisions": self.decision,
             "/v1/outcomes": self.outcome,
@@ -80,7 +94,8 @@ class Hot:
         started = time.perf_counter()
         if body.startswith(LIST) or not self._let_in("decide", headers):
             return then(None)
-        key = headers.get("idempotency-key")
+        given = headers.get(b"idempotency-key")
+        key = None if given is None else given.decode("latin-1")
         request: decide.Asked | None = None if key is not None else PlainRequest.read(body)
         now, busy = dt.datetime.now(dt.UTC), self._waiting >= MAX_WAITING
         try:
@@ -106,7 +121,7 @@ class Hot:
         self._keep([made.entry()], kept)
 
     def _decided(self, made: decide.Draft, text: bytes, headers: Headers, started: float) -> Answer:
-        metrics.count_decision(made.campaign.definition.key, made.arm, made.reason)
+        self._tallied.decision(made.campaign.definition.key, made.arm, made.reason)
         return self._answer("create_decisions", 200, headers, text, started)
 
     def _settle(
@@ -132,7 +147,7 @@ class Hot:
     def outcome(self, headers: Headers, body: bytes, then: Then) -> None:
         """Answer a report of one outcome, if it is plain."""
         started = time.perf_counter()
-        if "idempotency-key" in headers or not self._let_in("reward", headers):
+        if b"idempotency-key" in headers or not self._let_in("reward", headers):
             return then(None)
         event = validation.plain(OutcomeRequest, body)
         if event is None:
@@ -153,18 +168,21 @@ class Hot:
 
     def _let_in(self, scope: str, headers: Headers) -> bool:
         """Tell whether a request has the right key and form."""
-        if headers.get("content-type") != "application/json":
+        if headers.get(b"content-type") != b"application/json":
             return False
-        try:
-            given = security.credentials(headers.get("authorization"))
-        except BarterError:
+        text = headers.get(b"authorization", b"")
+        name, proven = self._proven.get(text, ("", None))
+        key = self._runtime.catalogue.api_key(name or _public_id(text))
+        if key is None or scope not in key.scopes:
             return False
-        key = self._runtime.catalogue.api_key(given.public_id)
-        return (
-            key is not None
-            and security.proves(given.secret, key.secret_sha256)
-            and scope in key.scopes
-        )
+        if key is not proven:
+            given = security.credentials(text.decode("latin-1"))
+            if not security.proves(given.secret, key.secret_sha256):
+                return False
+            if len(self._proven) >= MAX_PROVEN:
+                self._proven.clear()
+            self._proven[text] = given.public_id, key
+        return True
 
     def _keep(self, entries: Sequence[Entry], then: Callable[[list[Stored] | None], None]) -> None:
         """Keep entries on disk; ``then`` is told what became of them, None if it refused."""
@@ -184,11 +202,18 @@ class Hot:
     def _answer(
         self, operation: str, status: int, headers: Headers, text: bytes, started: float
     ) -> Answer:
-        given = headers.get("x-request-id")
-        if given is None or not REQUEST_ID.fullmatch(given):
-            given = security.random_bytes(16).hex()
-        metrics.observe(operation, status, time.perf_counter() - started)
-        return status, b"%bx-request-id: %b\r\n" % (_JSON, given.encode()), text
+        given = headers.get(b"x-request-id")
+        if given is None or not REQUEST_ID.fullmatch(given.decode("latin-1")):
+            given = security.random_bytes(16).hex().encode()
+        self._tallied.observe(operation, status, time.perf_counter() - started)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+        return status, b"%bx-request-id: %b\r\n" % (_JSON, given), text
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._tallied.flush()
 
 
 class _Told:

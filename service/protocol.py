@@ -113,12 +113,11 @@ class Protocol(HttpToolsProtocol):
         busy = self.cycle is not None and not self.cycle.response_complete
         if route is None or busy or self.expect_100_continue:
             return None
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
-        length = headers.get("content-length", "")
-        plain = (
-            len(headers) == len(self.headers) and length.isdigit() and int(length) <= WHOLE_BYTES
-        )
-        if not plain or "upgrade" in headers or self.parser.get_method() != b"POST":
+        headers = dict(self.headers)
+        length = headers.get(b"content-length", b"")
+        small = length.isdigit() and int(length) <= WHOLE_BYTES
+        once = len(headers) == len(self.headers) and b"upgrade" not in headers
+        if not (small and once and self.parser.get_method() == b"POST"):
             return None
         keep = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         return _Hot(route, headers, keep)
@@ -153,10 +152,10 @@ class Protocol(HttpToolsProtocol):
 
     def _leave(self, hot: _Hot) -> None:
         """Have the application answer what a hot route left, as if it had come to it at once."""
-        headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in hot.headers.items()]
         path = next(path for path, route in self.routes.items() if route == hot.route)
         cycle = RequestResponseCycle(
-            scope=self._scope(path, headers), transport=self.transport, flow=self.flow,
+            scope=self._scope(path, list(hot.headers.items())),
+            transport=self.transport, flow=self.flow,
             logger=self.logger, access_logger=self.access_logger, access_log=False,
             default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
             expect_100_continue=False, keep_alive=hot.keep_alive and not self.retiring,

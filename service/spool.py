@@ -162,6 +162,21 @@ NOWHERE = Place(0, 0, 0)
 FRESH = Stored()
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
+PLAIN = b"\xc1"
+"""A byte that MessagePack never begins with. It stands before what is only to be shipped: no id
+that may be repeated, no assignment, no reservation."""
+
+
+def _payload(kept: _Kept) -> bytes:
+    _, entry = kept
+    plain = not entry.unique and entry.assignment is None and entry.reservation is None
+    return PLAIN + _encode(kept) if plain else _encode(kept)
+
+
+def _entry(payload: bytes) -> Entry:
+    return _decode(payload.removeprefix(PLAIN)).entry
+
+
 Then = Callable[[list[Stored] | SpoolError], object]
 
 
@@ -336,7 +351,7 @@ class Spool:
                 size += sum(len(record.payload) for record in records)
             if found:
                 self._shipping = found[-1].following
-        entries = [(record.number, _decode(record.payload).entry) for record in found]
+        entries = [(record.number, _entry(record.payload)) for record in found]
         return [(number, entry.kind, entry.body) for number, entry in entries]
 
     def last(self) -> int:
@@ -358,7 +373,8 @@ class Spool:
             records, end = log.read(start, most=INDEX_BYTES)
         if not records:
             return 0
-        kept = [(record, _decode(record.payload).entry) for record in records]
+        telling = [record for record in records if not record.payload.startswith(PLAIN)]
+        kept = [(record, _entry(record.payload)) for record in telling]
         made = [entry.assignment for _, entry in kept if entry.assignment is not None]
         with self._writing() as connection:
             connection.executemany(
@@ -617,7 +633,8 @@ class Spool:
                 return
             with self._tail_lock:
                 for record in records:
-                    self._tail.learn(record.number, _decode(record.payload).entry)
+                    if not record.payload.startswith(PLAIN):
+                        self._tail.learn(record.number, _entry(record.payload))
 
     def _accept(self, entry: Entry, now: float, payloads: list[bytes]) -> Stored:
         """Add an entry's payload, unless it is known or somebody was quicker."""
@@ -632,7 +649,7 @@ class Spool:
             if committed + wanted.amount_minor > wanted.budget_minor:
                 return Stored(exhausted=True)
         self._tail.learn(self._end.number + len(payloads), entry)
-        payloads.append(_encode(_Kept(now, entry)))
+        payloads.append(_payload(_Kept(now, entry)))
         return FRESH
 
     def _known(self, entry: Entry) -> bytes | None:
@@ -647,7 +664,7 @@ class Spool:
             records, _ = log.read(Place(*row), most=RECORD_BYTES)
         if not records or records[0].number != row[2]:
             return None  # it is in Postgres, and older than the idempotency window
-        return _decode(records[0].payload).entry.body
+        return _entry(records[0].payload).body
 
     def _committed(self, campaign: int) -> int:
         number, stored = self._reader.execute(COMMITTED, (campaign,)).fetchone()
