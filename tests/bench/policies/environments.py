@@ -20,6 +20,11 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "implicit": ("implicit==0.7.3", "scipy==1.17.1", NUMPY),
     # LightFM's own last release does not build on Python 3.11; this is its continuation.
     "lightfm": ("lightfm-next==1.19.0", "scipy==1.17.1", NUMPY),
+    # A service around Vowpal Wabbit as `tests.bench.rival` writes it.
+    "rival": (
+        *("vowpalwabbit==9.11.9", "flask==3.1.3", "granian==2.8.7", "msgspec==0.23.0"),
+        *("psycopg[binary,pool]==3.3.9", NUMPY),
+    ),
     "scikit-learn": ("scikit-learn==1.9.1", "scipy==1.17.1", NUMPY),
 }
 
