@@ -106,7 +106,7 @@ def read(raw: bytes) -> Asked:
     for name in ("campaign", "unit"):
         if name not in table.column_names:
             raise _invalid(name, f"is required; the table has {_listed(table.column_names)}")
-    units = _texts(table, "unit")
+    units = texts(table, "unit")
     words = _words("campaign", table.column("campaign"), MAX_NAME)
     if (missing := _first(words.codes < 0)) is not None:
         raise _invalid("campaign", "is required", missing)
@@ -115,7 +115,7 @@ def read(raw: bytes) -> Asked:
     names = [one for one in table.column_names if one not in ("campaign", "unit", *SINGLE)]
     if len(names) > MAX_ATTRIBUTES:
         raise _invalid("attributes", f"are {len(names)} columns; send at most {MAX_ATTRIBUTES}")
-    attributes = dict(_attributes(table, names))
+    attributes = dict(attributes_of(table, names))
     asked = Asked(keys, campaign.astype(np.int32), units, attributes, {})
     for row, fields in _single(table).items():
         asked.single[row] = _request(asked, row, fields)
@@ -185,7 +185,12 @@ def _field(header: bytes, table: int, number: int) -> int | None:
     return place
 
 
-def _attributes(table: Any, names: Sequence[str]) -> Iterator[tuple[str, Column]]:
+def attributes_of(table: Any, names: Sequence[str]) -> Iterator[tuple[str, Column]]:
+    """Yield the columns of a table that are attributes.
+
+    Raises:
+        Invalid: one is of a type, or holds a value, that attributes do not take.
+    """
     import pyarrow as pa
 
     for name in names:
@@ -244,22 +249,26 @@ def _words(name: str, column: Any, most: int) -> Words:
     return Words(codes.astype(np.int32), words)
 
 
-def _texts(table: Any, name: str) -> list[str]:
-    """Return a column of text that every row must have."""
+def texts(table: Any, name: str) -> list[str]:
+    """Return a column of text that every row must have.
+
+    Raises:
+        Invalid: it is of another type, or a row has none, or one that is not printable.
+    """
     import pyarrow as pa
 
     column = table.column(name)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise _invalid(name, f"is of the type {kind}; send text")
-    texts: list[str] = column.cast(pa.large_string()).to_pylist()
-    for row, text in enumerate(texts):
+    found: list[str] = column.cast(pa.large_string()).to_pylist()
+    for row, text in enumerate(found):
         if not text or len(text) > MAX_NAME:
             raise _invalid(name, f"is required, with at most {MAX_NAME} characters", row)
-    if has_control("".join(texts)):
-        row = next(row for row, text in enumerate(texts) if has_control(text))
+    if has_control("".join(found)):
+        row = next(row for row, text in enumerate(found) if has_control(text))
         raise _invalid(name, "must not contain control characters", row)
-    return texts
+    return found
 
 
 def _single(table: Any) -> dict[int, dict[str, Any]]:
@@ -310,6 +319,18 @@ def written(answers: bulk.Answers) -> bytes:
     """Return replies as a stream: a row each, in the order of the requests."""
     import pyarrow as pa
 
+    made = table_of(answers)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, made.schema) as writer:
+        writer.write_table(made)
+    out: bytes = sink.getvalue().to_pybytes()
+    return out
+
+
+def table_of(answers: bulk.Answers) -> Any:
+    """Return replies as a table: a row each, in the order of the requests."""
+    import pyarrow as pa
+
     rows = len(answers.ids)
     offsets = np.arange(0, (rows + 1) * bulk.ID_TEXT, bulk.ID_TEXT, dtype=np.int32)
     ids = pa.StringArray.from_buffers(
@@ -323,7 +344,7 @@ def written(answers: bulk.Answers) -> bytes:
         "products": pa.array([orjson.loads(one.products) for one in kinds], pa.list_(product)),
     }
     taken = pa.array(answers.told)
-    table = pa.table(
+    return pa.table(
         {
             "decision_id": ids,
             **{name: _named(answers, name) for name in ("campaign", "arm", "offer")},
@@ -332,11 +353,6 @@ def written(answers: bulk.Answers) -> bytes:
             **{name: values.take(taken) for name, values in same.items()},
         }
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    out: bytes = sink.getvalue().to_pybytes()
-    return out
 
 
 def _named(answers: bulk.Answers, name: str) -> Any:

@@ -14,7 +14,7 @@ import datetime as dt
 import functools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -328,7 +328,7 @@ def decided(
     """
     try:
         names = list(map(runtime.pseudonym, units))
-        known = _completed(runtime, campaign.definition, names, told, now)
+        known = completed(runtime.spool.attributes_of, campaign.definition, names, told, now)
         return chosen(campaign, random_ids(campaign.id, len(units)), names, known, now)
     except (SpoolError, ValueError, ArithmeticError):
         log.exception("decided_one_by_one", campaign=campaign.definition.key)
@@ -420,14 +420,17 @@ def _kind(
     return Kind(segment, mask, reason, orjson.dumps(said), simplex.astype("<f8").tobytes())
 
 
-def _completed(
-    runtime: Runtime,
+def completed(
+    attributes_of: Callable[[Sequence[bytes]], Mapping[bytes, bytes]],
     definition: CampaignDefinition,
     units: Sequence[bytes],
     told: Columns,
     now: dt.datetime,
 ) -> Columns:
-    """Return all that is known: what was told, then what is stored of a unit, then the clock."""
+    """Return all that is known: what was told, then what is stored of a unit, then the clock.
+
+    ``attributes_of`` gives what is stored about units, as `service.contexts.known` keeps it.
+    """
     rows = len(units)
     missing = {
         name: ~told[name].known if name in told else np.ones(rows, dtype=bool)
@@ -436,7 +439,7 @@ def _completed(
     open_rows = functools.reduce(np.logical_or, missing.values(), np.zeros(rows, dtype=bool))
     if not open_rows.any():
         return told
-    stored = runtime.spool.attributes_of([units[row] for row in np.flatnonzero(open_rows).tolist()])
+    stored = attributes_of([units[row] for row in np.flatnonzero(open_rows).tolist()])
     clock = contexts.clock(definition, now)
     if not stored and not clock:
         return told

@@ -12,11 +12,11 @@ import secrets
 from typing import Any, Literal, get_args
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service import audit
+from service import audit, queries
 from service.definition import AUTO, CampaignDefinition, Segment
 from service.eligibility import State, state_at
 from service.errors import (
@@ -26,7 +26,7 @@ from service.errors import (
     PreconditionFailed,
     UnknownCampaign,
 )
-from service.models import Campaign, CampaignRevision
+from service.models import Campaign, CampaignRevision, Decision
 
 Action = Literal["launch", "pause", "resume", "end", "kill"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -264,6 +264,13 @@ def delete(session: Session, key: str, *, actor: str, revision: int | None = Non
             f"A campaign that is {state_now(campaign)} cannot be deleted, because its log must"
             " stay readable; end it instead."
         )
+    # Whoever appends decisions holds this lock, too, and looks for their campaign.
+    session.execute(queries.LOCK_LOG)
+    asked = select(exists(Decision.position).where(Decision.campaign_id == campaign.id))
+    if session.scalar(asked):
+        raise Conflict(
+            "App servers have asked this draft for decisions, so its log must stay readable."
+        )
     _note(session, campaign, "delete", actor=actor, detail={"definition": campaign.definition})
     for kept in session.scalars(
         select(CampaignRevision).where(CampaignRevision.campaign_id == campaign.id)
@@ -271,12 +278,7 @@ def delete(session: Session, key: str, *, actor: str, revision: int | None = Non
         session.delete(kept)
     session.flush()
     session.delete(campaign)
-    try:
-        session.flush()
-    except IntegrityError:
-        raise Conflict(
-            "App servers have asked this draft for decisions, so its log must stay readable."
-        ) from None
+    session.flush()
 
 
 def _keep_revision(session: Session, campaign: Campaign, *, actor: str) -> None:

@@ -307,8 +307,10 @@ def _copy_list(connection: Connection, found: columnar.Packed) -> None:
     """Append the decisions of one list, or those of them that are not there yet.
 
     They are new, so all are copied in at once; only where the log is carried a second time under
-    another name, or the campaign is gone, PostgreSQL has to look at each.
+    another name PostgreSQL has to look at each. Those of a deleted draft are left out.
     """
+    if not connection.scalar(queries.campaign_is_there(found.campaign_id)):
+        return
     try:
         with connection.begin_nested():
             queries.copy_decisions(connection, columnar.copy_stream(found))

@@ -246,6 +246,30 @@ def import_file(config: Config, arguments: argparse.Namespace) -> int:
         return command.run(engine, config, arguments, stop)
 
 
+def decide_file(config: Config, arguments: argparse.Namespace) -> int:
+    """Choose an offer for every customer of a Parquet file.
+
+    The file may be of any size, with a row per customer: a column "unit" (or --unit COLUMN), and
+    every further column is an attribute that the campaign's rules and features may read, by its
+    name; what is empty is unknown, and what is stored about the customer fills it in. The output
+    has a row for each, in the same order: decision_id (report outcomes under it), arm, offer,
+    propensity, reason, segment.
+
+    Decisions are in the log as any other, when the run ends and while it goes on: reports see them,
+    and the campaign learns from their outcomes. A run that was cut short goes on where it stood:
+    just run it again with the same names. No customer gets two decisions of one run.
+
+    Campaigns with a budget, sticky arms or recommended products are asked by POST /v1/decisions.
+
+      barter decide --campaign winter-sale --input customers.parquet --output offers.parquet
+    """
+    from service import offers_command
+    from service.supervisor import until_signalled
+
+    with until_signalled() as stop, _engine(config, patient=True) as engine:
+        return offers_command.run(engine, config, arguments, stop)
+
+
 def demo(config: Config, arguments: argparse.Namespace) -> int:
     """Show the whole loop on real retail data.
 
@@ -316,6 +340,12 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("campaign", help="the campaign's key")
     check.add_argument("--sample", type=int, default=1000, help="decisions to replay")
     import_options(add("import", import_file, "import a file: barter import products items.csv"))
+    files = add("decide", decide_file, "choose offers for a file of customers")
+    files.add_argument("--campaign", required=True, help="the campaign's key")
+    files.add_argument("--input", required=True, help="a Parquet file of customers")
+    files.add_argument("--output", required=True, help="the Parquet file to write; must not exist")
+    files.add_argument("--unit", default="unit", help="the column that names the customer (unit)")
+    files.add_argument("--again", action="store_true", help="decide about a finished file anew")
     show = add("demo", demo, "show the whole loop on real retail data")
     demo_options(show)
     add("web", web, "run the web workers only")

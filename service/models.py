@@ -334,7 +334,11 @@ class ImportReject(Base):
 
 
 class Decision(Base):
-    """One choice, immutable: with its simplex, the number that was sampled with, and why."""
+    """One choice, immutable: with its simplex, the number that was sampled with, and why.
+
+    Its campaign is there, without a foreign key, which would look for it with every row: who
+    appends, and who deletes a campaign, holds the log's lock.
+    """
 
     __tablename__ = "decisions"
     __table_args__ = (
@@ -346,7 +350,7 @@ class Decision(Base):
 
     position: Mapped[Position]
     id: Mapped[uuid.UUID] = mapped_column(Uuid, unique=True)
-    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
+    campaign_id: Mapped[int] = mapped_column(Integer)
     revision: Mapped[int] = mapped_column(Integer)
     snapshot: Mapped[Big]
     unit: Mapped[bytes] = mapped_column(LargeBinary)
@@ -362,6 +366,31 @@ class Decision(Base):
     decided_at: Mapped[When]
     expires_at: Mapped[When]
     context: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+
+
+class Run(Base):
+    """A file of customers that a campaign is asked about: how many of its rows have been decided.
+
+    ``rows`` advances in the transaction that appends their decisions, whose ids derive from
+    ``token`` and the row's number: a run that was cut short goes on there, and repeats none.
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint("rows BETWEEN 0 AND total", name="runs_rows"),
+        Index("runs_file", "campaign_id", "digest"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, Identity(always=True), primary_key=True)
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
+    token: Mapped[Big]
+    digest: Mapped[Name]
+    name: Mapped[Name]
+    total: Mapped[Big]
+    rows: Mapped[Big] = mapped_column(server_default=text("0"))
+    actor: Mapped[Name]
+    created_at: Mapped[Now]
+    finished_at: Mapped[When | None]
 
 
 class Outcome(Base):

@@ -14,11 +14,13 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     DateTime,
+    LargeBinary,
     Row,
     Select,
     String,
     Uuid,
     and_,
+    any_,
     cast,
     exists,
     func,
@@ -47,6 +49,7 @@ from service.models import (
     Retraining,
     Reward,
     Rival,
+    Run,
     Snapshot,
 )
 from service.packed import sent
@@ -303,6 +306,31 @@ def budget_row(campaign_id: int) -> Query:
     )
 
 
+def run_of(campaign_id: int, digest: str) -> Query:
+    """Return the newest run of a file."""
+    return (
+        select(Run)
+        .where(Run.campaign_id == campaign_id, Run.digest == digest)
+        .order_by(Run.id.desc())
+        .limit(1)
+    )
+
+
+ADVANCE_RUN = text(
+    "UPDATE runs SET rows = :until, finished_at = CASE WHEN :until = total THEN now() END"
+    " WHERE id = :id AND rows = :since"
+)
+"""Advance a run in the transaction that appends its decisions, unless another process did."""
+
+
+def customers_of(units: Sequence[bytes]) -> Query:
+    """Return what is stored about some units."""
+    wanted = literal(units, ARRAY(LargeBinary))
+    return select(Customer.unit, Customer.attributes, Customer.traits, Customer.traits_at).where(
+        Customer.unit == any_(wanted)
+    )
+
+
 def budgets() -> Query:
     """Return what expired offers have given back, per campaign."""
     return select(Budget.campaign_id, Budget.released_minor)
@@ -444,6 +472,11 @@ def campaigns_with_news() -> Query:
         .where(Campaign.state != "draft", or_(decided, told))
         .order_by(Campaign.id)
     )
+
+
+def campaign_is_there(campaign_id: int) -> Query:
+    """Tell whether there is a campaign; until the log's lock is let go, it then stays."""
+    return select(exists(Campaign.id).where(Campaign.id == campaign_id))
 
 
 def campaign_row(campaign_id: int) -> Query:

@@ -1,0 +1,58 @@
+"""``barter decide``: offers for a file of customers from the command line, with a bar."""
+
+import argparse
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from service import offers
+from service.config import Config
+from service.errors import BarterError
+from service.runtime import Pseudonyms
+
+
+class _Stopped(Exception):
+    """The process was told to end; the run goes on where it stands."""
+
+
+def run(
+    engine: Engine, config: Config, arguments: argparse.Namespace, stop: threading.Event
+) -> int:
+    """Decide about one file; return the exit status."""
+    job = offers.begin(
+        engine, arguments.campaign, Path(arguments.input), Path(arguments.output),
+        unit=arguments.unit, actor="command line", again=arguments.again,
+    )  # fmt: skip
+    if job.run.rows:
+        print(f"Goes on after {job.run.rows:,} rows.")
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.completed:,.0f} decisions"), TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    began, first = time.monotonic(), job.run.rows
+    with bar:
+        task = bar.add_task(job.run.name, total=job.run.total, completed=first)
+
+        def show(rows: int) -> None:
+            bar.update(task, completed=rows)
+            if stop.is_set() and rows < job.run.total:
+                raise _Stopped()
+
+        try:
+            offers.work(engine, job, Pseudonyms(config.key("unit")), progress=show)
+        except _Stopped:
+            print("Interrupted; run the same command again to go on.")
+            return 130
+        except OperationalError:
+            raise BarterError(
+                "The database is away. Run the same command again: it goes on where it stands."
+            ) from None
+    made, seconds = job.run.total - first, time.monotonic() - began
+    print(f"{made:,} decisions in {seconds:,.1f} s, in the log and in {job.output}.")
+    return 0
