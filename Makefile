@@ -19,7 +19,7 @@ ARGS    ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: bench-policies bench-serving help install demo study serve test suite check lint format upgrade chromium clean
+.PHONY: bench-policies bench-serving chaos help install demo study serve test suite check lint format upgrade chromium clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -47,6 +47,9 @@ demo: $(STAMP)  ## Show the whole loop on real retail data; Ctrl-C ends it
 
 bench-serving: $(STAMP)  ## Time a durable decision beside an empty Flask view
 	$(BIN)/python -m tests.bench.serving
+
+chaos: $(STAMP)  ## Every fault that a host must live through (5 min; service/README.md lists them)
+	$(BIN)/python -m pytest -m crash -p no:cacheprovider $(PYTEST)
 
 bench-policies: $(STAMP)  ## Policies beside their peers (hours, resumes; ARGS="--quick" takes a minute)
 	$(BIN)/python -m tests.bench.policies $(ARGS)

@@ -8,6 +8,7 @@ one takes no more connections, asks its clients to connect anew, and ends when t
 import asyncio
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -157,6 +158,9 @@ def _ended(worker: subprocess.Popen[bytes], seconds: float) -> None:
 
 def serve(app: Flask, routes: dict[str, Route], listener: socket.socket) -> None:
     """Be one worker until told to stop."""
+    # Every connection is an open file, and many systems let a process have 1,024 unless it asks.
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
     server = Server(app, routes)
     listener.setblocking(False)
     server.run(sockets=[listener])

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import select
 import socket
 import subprocess
@@ -195,7 +196,9 @@ def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> Non
     document = served.call("GET", "/openapi.json")
     assert len(document[2]) == int(document[1]["content-length"]) > 100_000
     assert served.call("GET", "/no/such%20p%C3%A4ge")[0] == 404
-    half = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
+    half = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(1_030)]
     for one in half:
         one.sendall(b"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert served.call("POST", "/v1/decisions", ASK)[0] == 200, "those who dawdle hold up nobody"

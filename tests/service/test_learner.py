@@ -301,3 +301,22 @@ def test_campaigns_of_one_shape_share_what_was_compiled() -> None:
     assert _update(definition(), "jax") is _update(definition(name="Other", floor=0.1), "jax")
     wider = definition(segments=[])
     assert _update(definition(), "jax") is not _update(wider, "jax")
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_an_hour_off_costs_no_decision_and_no_reward(
+    loop: Loop, hours: int
+) -> None:
+    """One host's clock is wrong; the outcome comes through another host, whose clock is right."""
+    campaign = loop.launch()
+    there = dt.datetime.now(dt.UTC) + dt.timedelta(hours=hours)
+    wanted = [DecisionRequest(campaign="spring", unit=f"u{n}") for n in range(10)]
+    made = decide(loop.runtime, wanted, now=there)
+    assert {one.reason for one in made} == {"policy"}
+    for one in made:
+        loop.outcome(one)
+    loop.carry()
+    loop.learn(campaign)
+    with loop.engine.connect() as connection:
+        rewards = connection.execute(select(Reward.conversions, Reward.late)).all()
+    assert [tuple(one) for one in rewards] == [(1, 0)] * 10

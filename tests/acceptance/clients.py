@@ -1,0 +1,170 @@
+"""What tests of faults share: clients under load, and ways to hurt what serves them."""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from sqlalchemy import Engine, Select, func, select
+
+from service.models import Decision, Outcome, Snapshot
+from service.supervisor import Barter
+from tests.loop import BUYS
+
+CLIENTS = 6
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def children(pid: int) -> list[int]:
+    told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in told.stdout.split()]
+
+
+class Load:
+    """Clients that repeat a request under the same id until it is acknowledged."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self.port, self.key = port, key
+        self.decided: dict[str, dict[str, object]] = {}
+        self.reported: set[str] = set()
+        self.answers_during_outage = 0
+        self.outage = threading.Event()
+        self.longest = 0.0
+        self.wrong: list[str] = []
+        self.broken: list[str] = []
+        self._stop = threading.Event()
+        self.local = threading.local()
+        self._threads = [
+            threading.Thread(target=self._shop, args=(number,)) for number in range(CLIENTS)
+        ]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _shop(self, number: int) -> None:
+        chance = random.Random(number)
+        with contextlib.closing(self._connection()) as connection:
+            # Every other client keeps its connection, the rest open one for every request.
+            self.local.connection = connection if number % 2 == 0 else None
+            while not self._stop.is_set():
+                self._buy(chance)
+
+    def _buy(self, chance: random.Random) -> None:
+        request_id = uuid.uuid4().hex
+        wanted = {"campaign": "spring", "unit": f"u{chance.random()}", "request_id": request_id}
+        reply = self.send("/v1/decisions", wanted)
+        self.decided[request_id] = reply
+        if self.outage.is_set():
+            self.answers_during_outage += 1
+        if chance.random() < BUYS[str(reply["arm"])]:
+            event = {
+                "event_id": f"buy-{request_id}",
+                "decision_id": reply["decision_id"],
+                "kind": "purchased",
+                "revenue_minor": 3000,
+            }
+            self.send("/v1/outcomes", event)
+            self.reported.add(f"buy-{request_id}")
+
+    def send(self, path: str, body: Mapping[str, object]) -> dict[str, object]:
+        started = time.monotonic()
+        while True:
+            try:
+                status, told = self._post(path, body)
+            except (OSError, http.client.HTTPException) as error:
+                # The worker that had the request was killed: send it again, under the same id.
+                self.broken.append(repr(error))
+            else:
+                if status in (200, 202):
+                    self.longest = max(self.longest, time.monotonic() - started)
+                    return told
+                self.wrong.append(f"{status} {told}")
+            time.sleep(0.02)
+
+    def _post(self, path: str, body: Mapping[str, object]) -> tuple[int, dict[str, object]]:
+        """Ask over the connection that this client keeps, or over a new one."""
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        kept: http.client.HTTPConnection | None = self.local.connection
+        connection = kept or self._connection()
+        whole = False
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            reply = connection.getresponse()
+            told = reply.status, json.loads(reply.read())
+            whole = True
+            return told
+        finally:
+            if kept is None or not whole:
+                connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+
+
+def kill(pid: int | None) -> None:
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def renew(barter: Barter) -> None:
+    """Replace the web workers and wait until all are new."""
+    old = set(children(barter.pids()["web"]))
+    barter.renew()
+    until(lambda: not old & set(children(barter.pids()["web"])))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def hang(postmaster: int | None, number: signal.Signals) -> None:
+    """Stop PostgreSQL, all its processes, or let it go on."""
+    assert postmaster
+    for process in (postmaster, *children(postmaster)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def wait_until_learnt(engine: Engine, decisions: int, outcomes: int) -> None:
+    """Wait until everything acknowledged is in Postgres and the newest snapshot knows it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with engine.connect() as connection:
+            decided = connection.execute(count_and_last(Decision)).one()
+            told = connection.execute(count_and_last(Outcome)).one()
+            known = connection.execute(
+                select(func.max(Snapshot.decision_position), func.max(Snapshot.outcome_position))
+            ).one()
+        everything = decided.number >= decisions and told.number >= outcomes
+        if everything and tuple(known) == (decided.last, told.last):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{decided} of {decisions} decisions, {told} of {outcomes} outcomes")
+
+
+def count_and_last(table: type[Decision] | type[Outcome]) -> Select[int, int]:
+    return select(func.count().label("number"), func.max(table.position).label("last"))
