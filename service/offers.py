@@ -307,6 +307,8 @@ def _live(engine: Engine, id: int, known: LiveCampaign | None) -> LiveCampaign:
                 version=newest.version if newest else 0,
                 stored=whole(newest.state, newest.fitted) if newest else None,
             )  # fmt: skip
+            # Millions of rows are worth a second of compiling.
+            live.policy = live.served.build_policy("compiled")
     state = live.state_at(dt.datetime.now(dt.UTC))
     if state != "running":
         raise Conflict(f"The campaign is {state}: nobody is offered anything while it is.")

@@ -250,7 +250,7 @@ def _student(
     out, left = np.zeros(mask.shape), []
     rows: Iterable[int] = range(len(mask))
     if len(mask) >= MANY_ROWS:
-        p = even.shares(*arrays)
+        p = even.shares(*arrays, kernel=backend.kernel)
         totals = p.sum(axis=1)
         fine = np.abs(totals - 1.0) <= RAW_TOLERANCE
         out[fine] = p[fine] / totals[fine, None] if settle else p[fine]

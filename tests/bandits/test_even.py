@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bandits.backend import named
 from bandits.posteriors import best, even
 
 
@@ -48,3 +49,16 @@ def test_one_eligible_arm_is_certain() -> None:
     mask[:, 2] = True
     p = best.student(np.zeros((20, 4)), np.ones((20, 4)), np.full((20, 4), 1e3), mask)
     assert (p == mask).all()
+
+
+@pytest.mark.parametrize("freedom", [300.0, 2e4, np.inf])
+def test_compiled_rows_are_the_same(freedom: float) -> None:
+    rng = np.random.default_rng(3)
+    mean, scale = rng.normal(size=(700, 4)), rng.uniform(0.5, 2.0, (700, 4))
+    mask = rng.random((700, 4)) < 0.8
+    mask[:, 0] = True
+    nu = np.full((700, 4), freedom)
+    one = best.student(mean, scale, nu, mask)
+    other = best.student(mean, scale, nu, mask, backend=named("compiled"))
+    assert isinstance(other, np.ndarray)
+    assert abs(one - other).max() < 1e-9
