@@ -46,7 +46,7 @@ def web(config: Config, _: argparse.Namespace) -> int:
     """
     from service.listener import inherited
     from service.supervisor import PARENT, when_orphaned
-    from service.webserver import Workers
+    from service.workers import Workers
 
     # Workers are as many as there are cores: a second thread for a product of matrices would only
     # wait for its turn, 16 ms instead of 0.6 for recommendations beside a busy learner.
