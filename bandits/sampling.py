@@ -9,8 +9,8 @@ the first arm. The vector forms give exactly the same numbers as the scalar form
 np.True_
 """
 
-import bisect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
@@ -87,20 +87,19 @@ def draw(simplex: Sequence[float] | NDArray[np.float64], u: float) -> int:
     return last
 
 
-def drawer(simplex: Sequence[float]) -> Callable[[float], int]:
-    """:func:`draw` from one simplex (A,), as a function of ``u``: its sums are added up once.
+def sums(simplex: Sequence[float]) -> list[float]:
+    """Cumulative sums of a simplex (A,), for which ``bisect_right(sums, u)`` is :func:`draw`.
+
+    They are what :func:`draw` adds up, in its order: an arm of probability 0 repeats the sum before
+    it, and so is never the first above ``u``; none lies beyond the last arm that can be drawn.
 
     Raises:
         ValueError: as for :func:`draw`.
     """
     last = draw(simplex, 1.0)
-    # The same additions in the same order: an arm of probability 0 repeats the sum before it.
-    sums = list(itertools.accumulate(max(float(p), 0.0) for p in simplex))
-
-    def arm(u: float) -> int:
-        return min(bisect.bisect_right(sums, u), last)
-
-    return arm
+    added = list(itertools.accumulate(max(float(p), 0.0) for p in simplex))
+    added[last:] = [math.inf] * (len(added) - last)
+    return added
 
 
 def draws(simplices: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -112,16 +112,19 @@ def guarding(mask: Array, *, floor: float = 0.0) -> Callable[[Array], Array]:
 
     What depends on the mask alone is computed once; what is left takes a tenth of the time.
     """
-    xp, every = namespace(mask), bool(mask.all())
+    xp, every, rows = namespace(mask), bool(mask.all()), len(mask)
     share = xp.minimum(floor, uniform(mask))
     rest = xp.maximum(1.0 - share.sum(axis=-1, keepdims=True), 0.0)
 
     def guarded(p: Array) -> Array:
         kept = p if every else xp.where(mask, p, 0.0)
-        total = kept.sum(axis=-1, keepdims=True)
-        if not (total > 0).all():
+        total = xp.add.reduce(kept, axis=-1, keepdims=True)
+        if not (total.item() > 0 if rows == 1 else (total > 0).all()):
             return guard(p, mask, floor=floor)
-        return share + rest * (kept / total)
+        kept = kept / total
+        kept *= rest
+        kept += share
+        return kept
 
     return guarded
 

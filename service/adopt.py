@@ -118,6 +118,7 @@ def checked(made: LocalDecision, live: LiveCampaign, now: dt.datetime) -> Draft:
             raise Refused(field, f"snapshot {live.version} gives {what}: it was not drawn by it")
     return Draft(
         made.decision_id.bytes,
+        str(made.decision_id),
         PlainRequest(live.definition.key, made.unit, product=made.product),
         live,
         unit,

@@ -37,16 +37,18 @@ Asked = DecisionRequest | PlainRequest
 RANDOMISED = ("policy", "sticky")
 """Reasons that policies learn from: a sticky repeat has its draw's propensity, its own reward."""
 TRIES = 5
-_FREE_BITS = (1 << 96) - 1 & ~(0xF << 76) & ~(0x3 << 62)
-_VERSION_8 = 0x8 << 76 | 0x2 << 62
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class Draft:
-    """A decision that is being made and has not been kept yet; ``key`` is its id, 16 bytes."""
+    """A decision that is being made and has not been kept yet.
+
+    ``key`` is its id, 16 bytes, and ``name`` the same as text.
+    """
 
     key: bytes
+    name: str
     request: Asked
     campaign: LiveCampaign
     unit: bytes
@@ -96,12 +98,13 @@ class Draft:
         campaign, request, reserved = self.campaign, self.request, self.reserved_minor
         origin = "null" if self.origin is None else f'"{self.origin}"'
         context = orjson.dumps(self.context).decode() if self.context else "[]"
+        lasts = {"decided_at": self.decided_at, "expires_at": self.expires_at}
+        times = orjson.dumps(lasts)[1:-1].decode()
         row = (
-            f'{{"id":"{dashed(self.key)}",{campaign.row},"snapshot":{self.snapshot},'
+            f'{{"id":"{self.name}",{campaign.row},"snapshot":{self.snapshot},'
             f'"unit":"\\\\x{self.unit.hex()}","segment":{self.segment},"mask":{self.mask},'
             f'{self.choice.row},"reason":"{self.reason}","origin":{origin},"why":{self._why()},'
-            f'"reserved_minor":{reserved},"decided_at":"{self.decided_at.isoformat()}",'
-            f'"expires_at":"{self.expires_at.isoformat()}","context":{context}'
+            f'"reserved_minor":{reserved},{times},"context":{context}'
         )
         mark = self.mark
         if mark is None and request.request_id is not None:
@@ -138,11 +141,11 @@ class Draft:
     def json(self) -> bytes:
         """Return the same as JSON, in a fraction of the time."""
         products = orjson.dumps(self.products).decode() if self.products else "[]"
-        until = self.expires_at.isoformat().replace("+00:00", "Z")
+        until = orjson.dumps(self.expires_at, option=orjson.OPT_UTC_Z).decode()
         return (
-            f'{{"decision_id":"{dashed(self.key)}","campaign":"{self.campaign.definition.key}",'
+            f'{{"decision_id":"{self.name}","campaign":"{self.campaign.definition.key}",'
             f'{self._served},"propensity":{self.choice.number},"reason":"{self.reason}",'
-            f'"segment":"{self._segment}","snapshot":{self.snapshot},"expires_at":"{until}",'
+            f'"segment":"{self._segment}","snapshot":{self.snapshot},"expires_at":{until},'
             f'"products":{products}}}'
         ).encode()
 
@@ -225,11 +228,9 @@ def decision_key(campaign: LiveCampaign, request_id: str | None) -> bytes:
     in this host's spool within a day, and in Postgres for good.
     """
     if request_id is None:
-        tail = security.random_bytes(12)
-    else:
-        tail = hashlib.blake2b(request_id.encode(), key=campaign.seed, digest_size=12).digest()
-    number = int.from_bytes(tail, "big") & _FREE_BITS | _VERSION_8
-    return campaign.prefix + number.to_bytes(12, "big")
+        return campaign.prefix + security.random_tail()
+    tail = hashlib.blake2b(request_id.encode(), key=campaign.seed, digest_size=12).digest()
+    return campaign.prefix + security.tail(tail)
 
 
 def dashed(key: bytes) -> str:
@@ -264,7 +265,8 @@ def draft(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Dr
     made = begun(runtime, request, now, index)
     try:
         _choose(runtime, made)
-        _with_products(runtime, made)
+        if made.campaign.recommends:
+            _with_products(runtime, made)
     except (SpoolError, ValueError, ArithmeticError):
         # Whatever is wrong with our disk or with a policy's state, a checkout gets an answer.
         log.exception("default_arm_served", campaign=made.campaign.definition.key)
@@ -283,8 +285,10 @@ def begun(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Dr
     if campaign is None:
         raise UnknownCampaign(request.campaign, index)
     definition = campaign.definition
+    key = decision_key(campaign, request.request_id)
     return Draft(
-        decision_key(campaign, request.request_id),
+        key,
+        dashed(key),
         request,
         campaign,
         runtime.pseudonym(request.unit),
@@ -317,7 +321,7 @@ def _choose(runtime: Host, made: Draft) -> None:
 
 def _with_products(runtime: Host, made: Draft) -> None:
     """Name the products that the offer is on, if it is on recommended ones, and log them."""
-    if not made.campaign.recommends or not isinstance(offer := made.offer, RecommendedOffer):
+    if not isinstance(offer := made.offer, RecommendedOffer):
         return
     kept = runtime.spool.recommended(made.unit)
     listed: Sequence[str] = recommended.recalled(kept, made.decided_at) if kept else []

@@ -117,20 +117,24 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
         product: str | None, request_id: str | None,
     ) -> "PlainRequest | None":  # fmt: skip
         """Return the request that arguments say plainly, else None; see `read`."""
-        for text in (unit, product, request_id):
-            if text is not None and not (
-                type(text) is str and 0 < len(text) <= 200 and text.isascii() and text.isprintable()
-            ):
-                return None
+        if not (
+            _plain_text(unit)
+            and (request_id is None or _plain_text(request_id))
+            and (product is None or _plain_text(product))
+        ):
+            return None
         if attributes:
             try:
-                attributes = _scalars(attributes)
+                attributes = msgspec.convert({"of": attributes}, _Attributes).of
             except (msgspec.ValidationError, UnicodeEncodeError):
                 return None
-            for value in attributes.values():
-                # NaN is the number that is not itself; what is not plain ASCII is looked at.
-                if value != value or (type(value) is str and not _plain_text(value)):
+            types = set(map(type, attributes.values()))
+            # What is not plain ASCII is looked at, and NaN, the number that is not itself.
+            if str in types:
+                if not all(map(_plain_value, attributes.values())):
                     return None
+            elif (total := sum(attributes.values())) != total:  # type: ignore[arg-type]
+                return None
         return cls(campaign, unit, attributes, product, request_id)  # type: ignore[arg-type]
 
     def without_unit(self) -> bytes:
@@ -154,13 +158,20 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
         )
 
 
-def _plain_text(value: str) -> bool:
-    return value.isascii() and value.isprintable()
+class _Attributes(msgspec.Struct):
+    """What arguments say, to be converted: of a bare type the whole would be built every time."""
+
+    of: _Scalars
 
 
-def _scalars(attributes: Mapping[str, object]) -> dict[str, object]:
-    found: dict[str, object] = msgspec.convert(attributes, _Scalars)
-    return found
+def _plain_text(text: object) -> bool:
+    return type(text) is str and 0 < len(text) <= 200 and text.isascii() and text.isprintable()
+
+
+def _plain_value(value: object) -> bool:
+    if type(value) is str:
+        return value.isascii() and value.isprintable()
+    return value == value
 
 
 _read_plain = msgspec.json.Decoder(PlainRequest).decode

@@ -70,6 +70,50 @@ class _Pool:
 random_bytes = _Pool().take
 
 
+def _table(kept: int, fixed: int) -> bytes:
+    return bytes(byte & kept | fixed for byte in range(256))
+
+
+_VERSION_8, _VARIANT = _table(0x0F, 0x80), _table(0x3F, 0x80)
+TAIL_BYTES, TAILS = 12, 512
+
+
+def tail(data: bytes) -> bytes:
+    """Return the last 12 bytes of a UUIDv8 (RFC 9562): as given, but for those bits it fixes."""
+    version, variant = data[2:3].translate(_VERSION_8), data[4:5].translate(_VARIANT)
+    return data[:2] + version + data[3:4] + variant + data[5:]
+
+
+class _Tails:
+    """Random tails, made many at a time: one alone would cost as much as the draw of an arm."""
+
+    def __init__(self) -> None:
+        self.clear()
+        os.register_at_fork(after_in_child=self.clear)
+
+    def clear(self) -> None:
+        """Forget what is left: a forked process must not hand out the same."""
+        self._ready: list[bytes] = []
+
+    def take(self) -> bytes:
+        """Return one; none is handed out twice, to whatever thread."""
+        try:
+            return self._ready.pop()
+        except IndexError:
+            first, *others = self._made()
+            self._ready += others
+            return first
+
+    def _made(self) -> list[bytes]:
+        data = bytearray(os.urandom(TAIL_BYTES * TAILS))
+        data[2::TAIL_BYTES] = data[2::TAIL_BYTES].translate(_VERSION_8)
+        data[4::TAIL_BYTES] = data[4::TAIL_BYTES].translate(_VARIANT)
+        return [bytes(data[at : at + TAIL_BYTES]) for at in range(0, len(data), TAIL_BYTES)]
+
+
+random_tail = _Tails().take
+
+
 def new_credentials() -> Credentials:
     """Return a fresh key: 41 bits that name it and 256 bits that prove it."""
     public_id = "".join(secrets.choice(_ALPHABET) for _ in range(8))

@@ -4,6 +4,7 @@
 simplex from the same function, so a logged decision can be recomputed bit for bit.
 """
 
+import bisect
 import copy
 import datetime as dt
 import functools
@@ -65,7 +66,7 @@ class _Drawn:
     """Choices from one simplex, which decisions without a context share."""
 
     def __init__(self, chances: tuple[float, ...]) -> None:
-        self.arm = sampling.drawer(chances)
+        self.sums = sampling.sums(chances)
         self.choices = [Choice(arm, chance, chances) for arm, chance in enumerate(chances)]
 
 
@@ -139,6 +140,7 @@ class LiveCampaign:
         self._drawn: dict[tuple[int, int], _Drawn] = {}
         self._eligible: dict[int, tuple[NDArray[np.bool_], Callable[[Any], Any]]] = {}
         self._uniform = sampling.keyed(seed)
+        self._holds_out = definition.holdout > 0
         self.encode = contexts.Encoder(definition)
         self.default = definition.default_index
         # What the ids and the log entries of all its decisions have in common.
@@ -152,6 +154,7 @@ class LiveCampaign:
         self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
         self._offers: dict[tuple[int, int], str] = {}
         self._documents: dict[tuple[int, int], dict[str, Any]] = {}
+        self._endless = definition.ends_at is None
         self.shared = _shared(definition)
         # Which arms are eligible hangs on the segment alone, unless a request excludes some.
         self._conditional = definition.budget_minor is not None or any(
@@ -203,6 +206,8 @@ class LiveCampaign:
         """Return the state now, or ``killed``."""
         if self.killed:
             return "killed"
+        if self._endless and self.state == "running":
+            return "running"
         return state_at(self.state, self.definition.starts_at, self.definition.ends_at, now)
 
     def simplex(self, segment: int, mask: int, context: Sequence[int] = ()) -> NDArray[np.float64]:
@@ -282,7 +287,7 @@ class LiveCampaign:
                 self._drawn.clear()
             drawn = _Drawn(tuple(self.simplex(segment, mask, context).tolist()))
             self._drawn[segment, mask] = drawn
-        return drawn.choices[drawn.arm(self._uniform(key))]
+        return drawn.choices[bisect.bisect_right(drawn.sums, self._uniform(key))]
 
     def drawn_from(self, logged: tuple[float, ...], computed: Choice, key: bytes) -> Choice:
         """Return a simplex as computed by itself, with the arm that the key draws from another."""
@@ -291,7 +296,7 @@ class LiveCampaign:
 
     def held_out(self, unit: bytes) -> bool:
         """Tell whether a unit belongs to the holdout."""
-        return held_out(self.definition, self._uniform, unit)
+        return self._holds_out and held_out(self.definition, self._uniform, unit)
 
     def certain(self, arm: int) -> Choice:
         """Return an arm that was not drawn: it had probability one."""

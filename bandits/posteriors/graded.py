@@ -109,7 +109,8 @@ def shares(mean: Floats, scale: Floats, freedom: Floats) -> Floats | None:
     least = float(np.minimum.reduce(freedom))
     if not least >= NEAR:
         return None
-    ends = mean + _reach(least) * scale
+    ends = _reach(least) * scale
+    ends += mean
     low, top = np.maximum.reduce(ends, axis=1).tolist()
     if len(mean) > FEW:
         low = _raised(mean, scale, low, top)
@@ -175,7 +176,7 @@ def _integrated(
     product = _TABLE.weights[:count]
     for part in parts:
         f, below = factors(part)
-        product = product * np.multiply.reduce(below, axis=0)
+        product = np.multiply.reduce(below, axis=0) * product
     if len(parts) == 1:
         return np.divide(f, below, out=f) @ product
     # Computed twice, since keeping all of it would mean fresh memory, which costs more.

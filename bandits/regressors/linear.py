@@ -258,6 +258,11 @@ def spread_along(x: Array, root: Array, *, space: Backend) -> Array:
         parts = [x[at : at + CACHED_ROWS] for at in range(0, len(x), CACHED_ROWS)]
         return np.concatenate([spread_along(part, root, space=space) for part in parts])
     along = xp.matmul(x, xp.asarray(root))
+    if space.name == "numpy":
+        along *= along
+        square = np.add.reduce(along, axis=-1)
+        np.maximum(square, 1e-300, out=square)
+        return np.sqrt(square, out=square).T
     return xp.sqrt(xp.maximum((along * along).sum(axis=-1), 1e-300)).T
 
 

@@ -7,7 +7,6 @@ import random
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -82,8 +81,7 @@ class Outcome(NamedTuple):
     discount_minor: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The arm to serve, and why.
 
     Attributes:

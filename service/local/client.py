@@ -26,13 +26,13 @@ from service.client.sdk import (
 )
 from service.client.transport import HttpTransport, Transport
 from service.contexts import CLOCK, HOLIDAYS
-from service.decide import Asked, Draft, dashed, draft, settle
+from service.decide import Asked, Draft, draft, settle
 from service.errors import BarterError
 from service.local.feed import Feed
 from service.messages import DecisionReply, DecisionRequest, OutcomeRequest, PlainRequest
 from service.runtime import Host
 from service.snapshots import LiveCampaign
-from service.spool import FRESH, Entry, SpoolError
+from service.spool import FRESH, Entry, SpoolError, Stored
 from service.validation import validate
 
 MAX_PENDING = 50_000
@@ -144,40 +144,41 @@ class LocalClient:
         products: Sequence[str] | None = None,
     ) -> Decision:
         """Return the arm for one unit; arguments as for `Client.decide`."""
-        attributes = attributes or {}
+        told = attributes or {}
         live = self._host.catalogue.campaign(campaign)
         try:
-            if live is None or live.shared or not self._all_told(live, attributes):
+            if live is None or live.shared or not _all_told(live, told):
                 return self._server.decide(
-                    campaign, unit, attributes, exclude_arms=exclude_arms,
-                    request_id=request_id, product=product, products=products,
+                    campaign, unit, told, exclude_arms=exclude_arms, request_id=request_id,
+                    product=product, products=products,
                 )  # fmt: skip
-            if self._feed.age(campaign) > self._stale_seconds:
-                raise UnavailableError(f"nothing was heard of {campaign} for too long")
-            request: Asked | None = None
-            if not exclude_arms and products is None:
-                request = PlainRequest.of(campaign, unit, attributes, product, request_id)
-            if request is None:
-                ask = Ask(campaign, unit, attributes, exclude_arms, request_id, product, products)
-                request = _document(ask)
-            made = draft(self._host, request, dt.datetime.now(dt.UTC))
-            if made.reason == "unavailable":
-                raise UnavailableError(f"{campaign} cannot be decided: see this process's log")
-            return self._kept(made)
+            return self._kept(
+                self._drafted(campaign, unit, told, exclude_arms, request_id, product, products)
+            )
         except ClientError as error:
             if self._raise:
                 raise
-            return self._default(campaign, live, error, default_arm)
+            return self._default(campaign, error, default_arm)
 
     def decide_many(self, asks: Iterable[Ask]) -> list[Decision]:
-        """Return the arms for many units, in their order."""
-        return [
-            self.decide(
-                ask.campaign, ask.unit, ask.attributes, exclude_arms=ask.exclude_arms,
-                request_id=ask.request_id, product=ask.product, products=ask.products,
-            )
-            for ask in asks
-        ]  # fmt: skip
+        """Return the arms for many units, in their order; the disk is waited for once."""
+        given = list(asks)
+        found: dict[int, Decision] = {}
+        drafts: list[tuple[int, Draft]] = []
+        for place, ask in enumerate(given):
+            live = self._host.catalogue.campaign(ask.campaign)
+            if live is None or live.shared or not _all_told(live, ask.attributes):
+                continue
+            try:
+                drafts.append((place, self._drafted(*ask)))
+            except ClientError as error:
+                if self._raise:
+                    raise
+                found[place] = self._default(ask.campaign, error, None)
+        drafted = {place for place, _ in drafts}
+        others = [place for place in range(len(given)) if place not in found.keys() | drafted]
+        found |= self._both(given, drafts, others)
+        return [found[place] for place in range(len(given))]
 
     def outcome(
         self,
@@ -270,12 +271,49 @@ class LocalClient:
         """Close it."""
         self.close()
 
-    def _all_told(self, live: LiveCampaign, attributes: Mapping[str, Any]) -> bool:
-        """Whether nothing that the campaign reads can be stored at the server only."""
-        reads = live.definition.reads
-        return (
-            not reads or reads <= attributes.keys() or not reads - attributes.keys() - BY_THE_CLOCK
-        )
+    def _both(
+        self, asks: Sequence[Ask], drafts: Sequence[tuple[int, Draft]], others: Sequence[int]
+    ) -> dict[int, Decision]:
+        """Keep what was decided here, and ask the server of the others; by place."""
+        found: dict[int, Decision] = {}
+        try:
+            if others:
+                asked = self._server.decide_many([asks[place] for place in others])
+                found |= dict(zip(others, asked, strict=True))
+        except ClientError as error:
+            if self._raise:
+                raise
+            found |= {one: self._default(asks[one].campaign, error, None) for one in others}
+        try:
+            kept = self._kept_many([made for _, made in drafts])
+            found |= {place: one for (place, _), one in zip(drafts, kept, strict=True)}
+        except ClientError as error:
+            if self._raise:
+                raise
+            found |= {
+                place: self._default(made.campaign.definition.key, error, None)
+                for place, made in drafts
+            }
+        return found
+
+    def _drafted(
+        self, campaign: str, unit: str, attributes: Mapping[str, Any],
+        exclude_arms: Sequence[str], request_id: str | None, product: str | None,
+        products: Sequence[str] | None,
+    ) -> Draft:  # fmt: skip
+        """Decide here; the arguments are those of `Ask`. Raises `ClientError` if that cannot be."""
+        if self._feed.age(campaign) > self._stale_seconds:
+            raise UnavailableError(f"nothing was heard of {campaign} for too long")
+        request: Asked | None = None
+        if not exclude_arms and products is None:
+            request = PlainRequest.of(campaign, unit, attributes, product, request_id)
+        if request is None:
+            ask = Ask(campaign, unit, attributes, exclude_arms, request_id, product, products)
+            request = _document(ask)
+        made = draft(self._host, request, dt.datetime.now(dt.UTC))
+        if made.reason == "unavailable":
+            raise UnavailableError(f"{campaign} cannot be decided: see this process's log")
+        return made
 
     def _kept(self, made: Draft) -> Decision:
         entry = made.entry()
@@ -284,11 +322,27 @@ class LocalClient:
             return _decision(made)
         try:
             (told,) = self._host.spool.append([entry])
-            if told is FRESH:
-                return _decision(made)
-            return _replied(settle(self._host, made, told))
         except SpoolError as error:
             raise _unavailable(error) from error
+        return self._settled(made, told)
+
+    def _kept_many(self, drafts: Sequence[Draft]) -> list[Decision]:
+        entries = [made.entry() for made in drafts]
+        unique = any(entry.unique for entry in entries)
+        if self._in_memory and not unique and len(self._pending) < MAX_PENDING:
+            self._pending.extend(entries)
+            return [_decision(made) for made in drafts]
+        try:
+            stored = self._host.spool.append(entries) if entries else []
+        except SpoolError as error:
+            raise _unavailable(error) from error
+        return [self._settled(made, told) for made, told in zip(drafts, stored, strict=True)]
+
+    def _settled(self, made: Draft, told: Stored) -> Decision:
+        if told is FRESH:
+            return _decision(made)
+        try:
+            return _replied(settle(self._host, made, told))
         except BarterError as error:
             raise RefusedError(error.status, error.problem()) from error
 
@@ -312,10 +366,9 @@ class LocalClient:
                 return
             del waiting[:count]
 
-    def _default(
-        self, campaign: str, live: LiveCampaign | None, error: ClientError, arm: str | None
-    ) -> Decision:
+    def _default(self, campaign: str, error: ClientError, arm: str | None) -> Decision:
         log.warning("default_arm_served", campaign=campaign, error=str(error))
+        live = self._host.catalogue.campaign(campaign)
         own = None if live is None else live.definition.default_arm
         return Decision(
             decision_id=None,
@@ -332,10 +385,18 @@ class LocalClient:
         )
 
 
+def _all_told(live: LiveCampaign, attributes: Mapping[str, Any]) -> bool:
+    """Whether nothing that the campaign reads can be stored at the server only."""
+    reads = live.definition.reads
+    if not reads or reads <= attributes.keys():
+        return True
+    return reads - attributes.keys() <= BY_THE_CLOCK
+
+
 def _decision(made: Draft) -> Decision:
     campaign, segment, choice = made.campaign, made.segment, made.choice
     return Decision(
-        dashed(made.key),
+        made.name,
         campaign.definition.key,
         made.arm,
         campaign.offer_document(segment, choice.arm),

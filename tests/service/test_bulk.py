@@ -92,7 +92,7 @@ def attributes(rng: random.Random) -> dict[str, Any]:
 def scalar(loop: Loop, request: DecisionRequest, id: uuid.UUID) -> dict[str, Any]:
     """Return the row of the log that a single decision of this id has."""
     made = decide.begun(loop.runtime, request, NOW)
-    made.key = id.bytes
+    made.key, made.name = id.bytes, str(id)
     decide._choose(loop.runtime, made)
     row: dict[str, Any] = orjson.loads(made.entry().body)
     return row
