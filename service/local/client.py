@@ -1,6 +1,7 @@
 """`LocalClient`: the calls of the SDK's `Client`, answered in this process where it can be."""
 
 import datetime as dt
+import logging
 import threading
 import time
 import uuid
@@ -9,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
-
-import structlog
 
 from service import outcomes
 from service.client.sdk import (
@@ -40,7 +39,7 @@ MAX_PENDING = 50_000
 FLUSH_SECONDS = 0.01
 MOST_BYTES = 256 << 20
 BY_THE_CLOCK = frozenset((*CLOCK, *HOLIDAYS))
-log = structlog.get_logger()
+log = logging.getLogger("barter.client")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +214,7 @@ class LocalClient:
         except (SpoolError, ClientError) as error:
             if self._raise:
                 raise error if isinstance(error, ClientError) else _unavailable(error) from error
-            log.warning("outcomes_not_kept", count=len(known), error=str(error))
+            log.warning("%d outcomes not kept: %s", len(known), error)
             return False
         return len(known) == len(given)
 
@@ -361,13 +360,13 @@ class LocalClient:
             try:
                 self._host.spool.append(waiting[:count])
             except SpoolError as error:
-                log.error("not_written_yet", count=count, error=str(error))
+                log.error("%d entries not written yet: %s", count, error)
                 self._stop.wait(1.0)
                 return
             del waiting[:count]
 
     def _default(self, campaign: str, error: ClientError, arm: str | None) -> Decision:
-        log.warning("default_arm_served", campaign=campaign, error=str(error))
+        log.warning("decision of %s is the default arm: %s", campaign, error)
         live = self._host.catalogue.campaign(campaign)
         own = None if live is None else live.definition.default_arm
         return Decision(

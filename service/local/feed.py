@@ -9,6 +9,7 @@ Several processes may use one folder. One of them, whichever holds the lock, doe
 
 import base64
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -18,7 +19,6 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
-import structlog
 
 from service.client.transport import Request, Response, Transport, TransportError
 from service.runtime import Host, Pseudonyms
@@ -30,7 +30,7 @@ KEEP_SECONDS = 86_400.0
 TIMEOUT_SECONDS = 30.0
 REFUSED = (400, 413, 422)
 """Answers that name a fault of what was sent: it would be refused again."""
-log = structlog.get_logger()
+log = logging.getLogger("barter.client")
 Entry = tuple[int, int, bytes]
 
 
@@ -95,10 +95,10 @@ class Feed:
                         prune_at = now + PRUNE_SECONDS
                         self._spool.prune(self.told(), before=time.time() - KEEP_SECONDS)
             except (TransportError, SpoolError) as error:
-                log.warning("local_client_waits", error=str(error))
+                log.warning("the server is not heard: %s", error)
                 wait = RETRY_SECONDS
             except Exception:
-                log.exception("local_client_failed")
+                log.exception("following the server failed")
                 wait = RETRY_SECONDS
             self._stop.wait(wait)
         self._transport.close()
@@ -144,7 +144,7 @@ class Feed:
             elif reply.status == 404:
                 kept.drop(campaign)
             elif reply.status != 304:
-                log.error("campaign_not_brought", campaign=campaign, status=reply.status)
+                log.error("campaign %s not brought: status %d", campaign, reply.status)
                 continue
             heard[campaign] = time.time(), time.monotonic()
         if kept.changed:
@@ -195,7 +195,7 @@ class Feed:
             return
         ((number, kind, body),) = entries
         error = reply.body[:2000].decode("utf-8", "replace")
-        log.error("entry_refused", number=number, error=error)
+        log.error("entry %d refused: %s", number, error)
         self._spool.reject(number, kind, body, error)
         self.refused += 1
 
