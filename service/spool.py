@@ -79,6 +79,13 @@ SELECT indexed.number, coalesce(reserved - released, 0)
 FROM indexed LEFT JOIN budgets ON campaign = ?
 """
 ASSIGNED = "SELECT body FROM assignments WHERE campaign = ? AND unit = ? AND until > ?"
+ATTRIBUTES_OF = """
+WITH RECURSIVE places (place) AS (
+    SELECT 0 WHERE ?1 > 0 UNION ALL SELECT place + 1 FROM places WHERE place + 1 < ?1)
+SELECT unit, attributes FROM places
+CROSS JOIN customers ON unit = substr(?2, 16 * place + 1, 16)
+"""
+"""Units come as one string of bytes: a statement for each takes ten times as long."""
 KNOWN = "SELECT segment, offset, number FROM known WHERE kind = ? AND id = ?"
 FORGET_LOG = """
 DELETE FROM known; UPDATE budgets SET reserved = 0;
@@ -304,12 +311,9 @@ class Spool:
         return None if row is None else bytes(row[0])
 
     def attributes_of(self, units: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the stored attributes (JSON) of those units that have some."""
-        found = {}
-        for unit in units:
-            if (kept := self.attributes(unit)) is not None:
-                found[unit] = kept
-        return found
+        """Return the stored attributes (JSON) of those units (16 bytes each) that have some."""
+        rows = self._rows(ATTRIBUTES_OF, len(units), b"".join(units))
+        return {bytes(unit): bytes(attributes) for unit, attributes in rows}
 
     def products(self, ids: Sequence[str]) -> list[tuple[str, bytes]]:
         """Return what is known of those products that are known: (identifier, JSON)."""
