@@ -11,7 +11,7 @@ from tests.conftest import SECRET, folder
 
 
 @pytest.fixture
-def database() -> Iterator[Config]:
+def own_database() -> Iterator[Config]:
     """A PostgreSQL of this test's own, which it may kill."""
     with folder() as path:
         own = Config(data=path, secret=SECRET)
@@ -23,12 +23,12 @@ def database() -> Iterator[Config]:
 
 
 @pytest.fixture
-def url(database: Config) -> str:
-    return embedded.start(database)
+def own_url(own_database: Config) -> str:
+    return embedded.start(own_database)
 
 
 @pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
-    made = db.engine(url)
+def own_engine(own_url: str) -> Iterator[Engine]:
+    made = db.engine(own_url)
     yield made
     made.dispose()

@@ -27,15 +27,17 @@ pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def config(url: str, data_folder: Path) -> Config:
-    return Config(data=data_folder, secret=SECRET, database_url=url, port=free_port(), workers=2)
+def config(own_url: str, data_folder: Path) -> Config:
+    return Config(
+        data=data_folder, secret=SECRET, database_url=own_url, port=free_port(), workers=2
+    )
 
 
 @pytest.fixture
-def key(url: str, engine: Engine) -> str:
+def key(own_url: str, own_engine: Engine) -> str:
     """Launch the campaign; return a key that may ask it."""
-    db.migrate(url)
-    with db.transaction(engine) as session:
+    db.migrate(own_url)
+    with db.transaction(own_engine) as session:
         campaigns.create(session, definition(), actor="test")
         campaigns.transition(session, "spring", "launch", actor="test")
         return keys.create(session, name="load", scopes=["decide", "reward"], actor="test")[1]
@@ -48,7 +50,7 @@ def asked(load: Load, unit: str) -> dict[str, object]:
 
 
 def test_a_flood_of_repeats_and_a_start_without_a_database(
-    database: Config, config: Config, key: str, engine: Engine
+    own_database: Config, config: Config, key: str, own_engine: Engine
 ) -> None:
     load = Load(config.port, key)
     with Barter(config, quiet=True):
@@ -56,16 +58,16 @@ def test_a_flood_of_repeats_and_a_start_without_a_database(
         first = asked(load, "ana")
         tell_at_once(load, {"event_id": "once", "decision_id": first["decision_id"],
                             "kind": "purchased", "revenue_minor": 4_000})  # fmt: skip
-    engine.dispose()
-    embedded.stop(database)
+    own_engine.dispose()
+    embedded.stop(own_database)
     with Barter(config, quiet=True):
         made = [asked(load, f"unit-{number}") for number in range(20)]
         assert {one["reason"] for one in made} == {"policy"}, "what was known before serves"
         event = {"event_id": "e", "decision_id": made[0]["decision_id"], "kind": "clicked"}
         assert load.send("/v1/outcomes", event) == {"accepted": 1, "duplicates": 0}
-        embedded.start(database)
-        wait_until_learnt(engine, 22, 2)
-    with engine.connect() as connection:
+        embedded.start(own_database)
+        wait_until_learnt(own_engine, 22, 2)
+    with own_engine.connect() as connection:
         kept = {str(id) for id in connection.scalars(select(Decision.id))}
         assert sorted(connection.scalars(select(Outcome.event_id))) == ["e", "once"]
     assert {str(one["decision_id"]) for one in (first, *made)} <= kept
@@ -87,9 +89,9 @@ def tell_at_once(load: Load, event: Mapping[str, object]) -> None:
 
 
 def test_a_migration_under_load_loses_nothing(
-    config: Config, url: str, key: str, engine: Engine
+    config: Config, own_url: str, key: str, own_engine: Engine
 ) -> None:
-    with engine.begin() as connection:
+    with own_engine.begin() as connection:
         older = Alembic()
         older.set_main_option("script_location", "migrations")
         older.attributes["connection"] = connection
@@ -97,12 +99,12 @@ def test_a_migration_under_load_loses_nothing(
     with Barter(config, quiet=True):
         with Load(config.port, key) as load:
             time.sleep(2)
-            db.migrate(url)
+            db.migrate(own_url)
             time.sleep(2)
         assert load.wrong == load.broken == []
         assert load.longest < 5
-        wait_until_learnt(engine, len(load.decided), len(load.reported))
-    with engine.connect() as connection:
+        wait_until_learnt(own_engine, len(load.decided), len(load.reported))
+    with own_engine.connect() as connection:
         kept = {str(id) for id in connection.scalars(select(Decision.id))}
     assert {str(one["decision_id"]) for one in load.decided.values()} <= kept
     assert len(kept) - len(load.decided) <= CLIENTS

@@ -36,11 +36,13 @@ pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_nothing_acknowledged_is_lost_or_doubled(
-    database: Config, url: str, engine: Engine, data_folder: Path
+    own_database: Config, own_url: str, own_engine: Engine, data_folder: Path
 ) -> None:
-    config = Config(data=data_folder, secret=SECRET, database_url=url, port=free_port(), workers=2)
-    db.migrate(url)
-    with db.transaction(engine) as session:
+    config = Config(
+        data=data_folder, secret=SECRET, database_url=own_url, port=free_port(), workers=2
+    )
+    db.migrate(own_url)
+    with db.transaction(own_engine) as session:
         campaigns.create(session, definition(), actor="test")
         campaigns.transition(session, "spring", "launch", actor="test")
         _, key = keys.create(session, name="load", scopes=["decide", "reward"], actor="test")
@@ -49,7 +51,7 @@ def test_nothing_acknowledged_is_lost_or_doubled(
             time.sleep(2)
             renew(barter)
             assert load.broken == [], "a rolling restart fails no request"
-            stopped = embedded.status(database).pid
+            stopped = embedded.status(own_database).pid
             hang(stopped, signal.SIGSTOP)
             before = len(load.decided)
             time.sleep(3)
@@ -67,15 +69,15 @@ def test_nothing_acknowledged_is_lost_or_doubled(
             for process in (server, *children(server)):
                 kill(process)
             time.sleep(3)
-            kill(embedded.status(database).pid)
+            kill(embedded.status(own_database).pid)
             time.sleep(1)
-            embedded.start(database)
+            embedded.start(own_database)
             time.sleep(2)
-            embedded.stop(database)
+            embedded.stop(own_database)
             load.outage.set()
             time.sleep(OUTAGE_SECONDS)
             load.outage.clear()
-            embedded.start(database)
+            embedded.start(own_database)
             time.sleep(3)
         print(
             f"{len(load.decided)} decisions and {len(load.reported)} outcomes acknowledged,"
@@ -84,10 +86,10 @@ def test_nothing_acknowledged_is_lost_or_doubled(
         )
         assert load.wrong == []
         assert load.answers_during_outage > 100
-        wait_until_learnt(engine, len(load.decided), len(load.reported))
-        found = verify(engine, "spring", sample=1000)
+        wait_until_learnt(own_engine, len(load.decided), len(load.reported))
+        found = verify(own_engine, "spring", sample=1000)
         assert found.holds, found
-        with engine.connect() as connection:
+        with own_engine.connect() as connection:
             decided = {
                 str(row.id): row
                 for row in connection.execute(
