@@ -1,7 +1,7 @@
 """Nothing acknowledged is lost or doubled, whatever is killed and however long Postgres is away.
 
 Real processes, real HTTP, real PostgreSQL, under load: the learner, the carrier, a web worker and
-the postmaster are killed with SIGKILL, and PostgreSQL is stopped for ten seconds. Afterwards the
+the postmaster are killed with SIGKILL, and PostgreSQL is stopped for six seconds. Afterwards the
 log is compared with what the load generator was told, and the learnt state with a rebuild.
 """
 
@@ -30,7 +30,7 @@ from tests.acceptance.clients import (
 from tests.conftest import SECRET
 from tests.loop import definition
 
-OUTAGE_SECONDS = 10.0
+OUTAGE_SECONDS = 6.0
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
 

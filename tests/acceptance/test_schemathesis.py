@@ -34,7 +34,7 @@ from service.models import SCOPES
 from service.views import examples
 from tests.web import Web, serving
 
-EXAMPLES = 6
+EXAMPLES = 4
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

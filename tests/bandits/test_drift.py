@@ -50,7 +50,7 @@ def test_nothing_is_said_of_the_time_before_a_reset_or_of_few_rows() -> None:
 
 @pytest.mark.slow
 def test_resets_are_rare_without_a_change_and_come_after_one() -> None:
-    assert false_resets(runs=20) <= 0.05
+    assert false_resets(runs=14) <= 0.05
     for seed in range(2):
         resets = run({"buckets": DAYS}, "seen", seed).resets
         assert resets

@@ -17,7 +17,6 @@ import flask
 import msgspec
 from flask import Flask
 from psycopg.types.json import Json
-from psycopg_pool import ConnectionPool  # type: ignore[import-not-found]
 
 ARMS = ("none", "ten", "twenty")
 TABLE = """
@@ -43,6 +42,7 @@ class Request(msgspec.Struct):
 def create() -> Flask:
     """Return the application; make it in the worker."""
     import vowpalwabbit  # type: ignore[import-not-found]
+    from psycopg_pool import ConnectionPool  # type: ignore[import-not-found]
 
     app = Flask("rival")
     threads = int(os.environ["RIVAL_THREADS"])
