@@ -295,10 +295,10 @@ def _take_over(connection: Connection, standing: Standing, name: str) -> None:
         id=old.id, revision=old.revision, state=old.state, killed=old.killed, seed=old.seed,
         definition=standing.plan(name),
     )  # fmt: skip
-    learner.check(live, state, None)
+    live = learner.check(live, state, None)
     version = standing.newest.version + 1 if standing.newest else 1
     learner.publish(
-        connection, live, state, version, standing.place,
+        connection, live, version, standing.place,
         learnt_until=standing.newest.learnt_until if standing.newest else None,
         retraining=None, fitted=None,
     )  # fmt: skip

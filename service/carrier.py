@@ -256,10 +256,11 @@ class Carrier:
                 fitted.append((id, retraining))
         if not wanted:
             return {}
-        states = {
-            f"snapshot:{row.campaign_id}": row.version.to_bytes(8, "big") + row.state
-            for row in connection.execute(queries.snapshot_states(wanted))
-        }
+        states = {}
+        for row in connection.execute(queries.snapshot_states(wanted)):
+            version, usual = row.version.to_bytes(8, "big"), row.usual or b""
+            states[f"snapshot:{row.campaign_id}"] = version + row.state
+            states[f"usual:{row.campaign_id}"] = version + row.revision.to_bytes(4, "big") + usual
         if fitted:
             for row in connection.execute(queries.fitted_states(fitted)):
                 states[f"fitted:{row.campaign_id}"] = row.state

@@ -150,7 +150,8 @@ class Catalogue:
             # Should the carrier have written between the two, they do not fit each other: what is
             # known goes on, and the next look finds both.
             state = whole(state, fitted) if state else state
-            return LiveCampaign.load(row, state, version, definition=definition)
+            usual = self._usual(row["id"], stored[:8], row["revision"])
+            return LiveCampaign.load(row, state, version, definition=definition, usual=usual)
         except ValueError:
             log.exception("campaign_not_loaded", campaign=row["id"])
         if known is not None:
@@ -159,6 +160,11 @@ class Catalogue:
             return LiveCampaign.load(row, None, 0)
         except ValueError:
             return None
+
+    def _usual(self, id: int, version: bytes, revision: int) -> bytes:
+        """Return what most decisions of a snapshot are drawn from, if it was made at a revision."""
+        stored = self._spool.read(f"usual:{id}")
+        return stored[12:] if stored[:12] == version + revision.to_bytes(4, "big") else b""
 
 
 def _key(row: dict[str, Any]) -> KeyView:

@@ -179,9 +179,8 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
     state = _add(live.served, state, fresh, credits, sign=1, backend=backend)
     _store(connection, campaign_id, fresh, credits)
     version = 1 if previous is None else previous.version + 1
-    check(live, state, fresh)
     digest = publish(
-        connection, live, state, version, place,
+        connection, check(live, state, fresh), version, place,
         learnt_until=events.received_at,
         retraining=previous.retraining if previous else None,
         fitted=previous.fitted if previous else None,
@@ -283,10 +282,14 @@ def _store(connection: Connection, campaign_id: int, decisions: Stretch, credits
         connection.execute(queries.STORE_REWARDS, told)
 
 
-def check(live: LiveCampaign, state: State, sample: Stretch | None) -> None:
-    """Refuse a state that gives no valid simplex when all arms are eligible.
+def check(live: LiveCampaign, state: State, sample: Stretch | None) -> LiveCampaign:
+    """Return a campaign at a state that may be published.
 
-    It is asked for every segment without features, and for the newest contexts of the log.
+    It is asked for a simplex of all arms in every segment without features, and for the newest
+    contexts of the log.
+
+    Raises:
+        NotPublished: that is none.
     """
     definition = live.definition
     segment = np.arange(len(definition.segment_keys), dtype=np.int64)
@@ -298,28 +301,32 @@ def check(live: LiveCampaign, state: State, sample: Stretch | None) -> None:
     eligible = np.ones((len(segment), len(definition.arms)), dtype=bool)
     contexts = Contexts(segment.astype(np.int32), features)
     try:
-        belief = live.policy.believe(state)
-        simplex.check(live.policy.probabilities(belief, contexts, eligible), eligible)
+        ready = live.at(state)
+        simplex.check(live.policy.probabilities(ready.belief, contexts, eligible), eligible)
+        ready.usual()
     except (ValueError, ArithmeticError) as error:
         raise NotPublished(f"campaign {definition.key}: {error}") from error
+    return ready
 
 
 def publish(
-    connection: Connection, live: LiveCampaign, state: State, version: int, place: Place, *,
+    connection: Connection, live: LiveCampaign, version: int, place: Place, *,
     learnt_until: dt.datetime | None, retraining: int | None, fitted: bytes | None,
 ) -> str:  # fmt: skip
-    """Store a state as the next snapshot and announce it; return its digest.
+    """Store the state of a campaign (see `check`) as the next snapshot; return its digest.
 
-    What is the same in its retraining, whose state is ``fitted``, is not stored again.
+    It is announced. What is the same in its retraining, whose state is ``fitted``, is not stored
+    again.
     """
-    digest = artefact.digest(state)
-    stored = artefact.to_bytes(state, policy=live.policy.name)
+    digest = artefact.digest(live.learnt)
+    stored = artefact.to_bytes(live.learnt, policy=live.policy.name)
     connection.execute(
         insert(Snapshot).values(
             campaign_id=live.id,
             version=version,
             revision=live.revision,
             state=stored if fitted is None else artefact.without(stored, fitted),
+            usual=live.usual() or None,
             digest=digest,
             decision_position=place.decision,
             outcome_position=place.outcome,

@@ -461,7 +461,8 @@ class Retraining(Base):
 class Snapshot(Base):
     """An immutable policy state and the point in the log that it has learnt through.
 
-    Where it counts on from a retraining, ``state`` leaves out what is the same there.
+    Where it counts on from a retraining, ``state`` leaves out what is the same there. ``usual`` is
+    what most decisions are drawn from at ``revision`` (`service.snapshots.LiveCampaign.usual`).
     """
 
     __tablename__ = "snapshots"
@@ -483,6 +484,7 @@ class Snapshot(Base):
     learnt_until: Mapped[When | None]
     created_at: Mapped[Now]
     retraining: Mapped[Big | None]
+    usual: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class Rival(Base):

@@ -439,7 +439,9 @@ def snapshot_place(campaign_id: int, version: int) -> Query:
 def snapshot_states(places: Sequence[tuple[int, int]]) -> Query:
     """Return some snapshots as they are stored, by (campaign, version)."""
     place = tuple_(Snapshot.campaign_id, Snapshot.version)
-    return select(Snapshot.campaign_id, Snapshot.version, Snapshot.state).where(place.in_(places))
+    return select(
+        Snapshot.campaign_id, Snapshot.version, Snapshot.revision, Snapshot.state, Snapshot.usual
+    ).where(place.in_(places))
 
 
 def fitted_states(places: Sequence[tuple[int, int]]) -> Query:

@@ -241,10 +241,10 @@ def _publish(
             connection, live.id, live.served, state, place, _place(newest), backend=backend
         )
     recent = queries.randomised_before(live.id, place.decision, RANDOMISED, learner.CHECKED)
-    learner.check(live, state, read(connection, recent, live.served))
+    ready = learner.check(live, state, read(connection, recent, live.served))
     _finish(connection, task, state=data, error=None, rows=rows)
     learner.publish(
-        connection, live, state, newest.version + 1, place,
+        connection, ready, newest.version + 1, place,
         learnt_until=newest.learnt_until, retraining=task.number, fitted=data,
     )  # fmt: skip
     return int(newest.version) + 1

@@ -175,10 +175,12 @@ class LiveCampaign:
         version: int,
         *,
         definition: CampaignDefinition | None = None,
+        usual: bytes = b"",
     ) -> "LiveCampaign":
         """Return a campaign from its catalogue row (see `service.carrier`) and its snapshot.
 
-        ``definition`` is that of the row, where it has been read before.
+        ``definition`` is that of the row, where it has been read before; ``usual`` is what
+        `usual` gave where the snapshot was made, if the campaign's revision was the same there.
 
         Raises:
             ValueError: the definition or the snapshot cannot be read or do not fit each other.
@@ -193,8 +195,45 @@ class LiveCampaign:
             version=version,
             stored=state,
         )
-        made.belief  # noqa: B018, now, so that no decision has to wait for it
+        if not made._take(usual):
+            made.belief  # noqa: B018, now, so that no decision has to wait for it
         return made
+
+    def at(self, learnt: Any) -> "LiveCampaign":
+        """Return this campaign with another state of its policy."""
+        other = copy.copy(self)
+        other.learnt = learnt
+        other._simplexes, other._drawn = {}, {}
+        other.__dict__.pop("belief", None)
+        return other
+
+    def usual(self) -> bytes:
+        """Return what most of its decisions are drawn from, as float64 (S, A); b"" by contexts.
+
+        That is the simplex of every segment with all arms that it does not always exclude. Who
+        takes it from who made the snapshot need not compute a belief, with every snapshot in every
+        serving process, unless a request excludes more arms.
+        """
+        if self._contextual:
+            return b""
+        masks = self._usual_masks()
+        nothing = np.zeros(len(self.definition.arms))
+        rows = [self.simplex(place, mask) if mask else nothing for place, mask in enumerate(masks)]
+        return np.array(rows).tobytes()
+
+    def _take(self, usual: bytes) -> bool:
+        """Take what `usual` gave; tell whether there was anything to take."""
+        masks, arms = self._usual_masks(), len(self.definition.arms)
+        if self._contextual or len(usual) != 8 * arms * len(masks):
+            return False
+        rows = np.frombuffer(usual).reshape(len(masks), arms)
+        self._simplexes = {(place, mask): rows[place] for place, mask in enumerate(masks) if mask}
+        return True
+
+    def _usual_masks(self) -> list[int]:
+        return [
+            self.masked(place, (), {}, 0)[1] for place in range(len(self.definition.segment_keys))
+        ]
 
     def moved(self, state: State, *, killed: bool) -> "LiveCampaign":
         """Return this campaign in another state."""

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from bandits import artefact
 from bandits.types import ArmSums
-from service import db, queries
+from service import campaigns, db, queries
 from service.carrier import Carrier
 from service.config import Config
 from service.decide import decide
@@ -47,6 +47,41 @@ def state(loop: Loop, campaign: int) -> ArmSums:
     learnt: ArmSums = artefact.from_bytes(row.state, like=again)
     assert row.digest == artefact.digest(learnt) == artefact.digest(again)
     return learnt
+
+
+@pytest.mark.parametrize(
+    "policy", ["thompson_gaussian", "thompson_profit", "thompson_hierarchical", "ucb1"]
+)
+def test_a_snapshot_brings_what_most_decisions_are_drawn_from(loop: Loop, policy: str) -> None:
+    """To the bit what its state gives, so that no serving process computes a belief for it."""
+    campaign = loop.launch(policy={"name": policy}, floor=0.02)
+    loop.shop(120)
+    loop.carry()
+    loop.learn(campaign)
+    loop.carry()
+    taken = loop.live
+    usual = [taken.simplex(place, 0b111) for place in range(len(taken.definition.segment_keys))]
+    assert "belief" not in vars(taken)
+    computed = taken.at(taken.learnt)
+    assert [row.tobytes() for row in usual] == [
+        computed.simplex(place, 0b111).tobytes() for place in range(len(usual))
+    ]
+    assert taken.simplex(0, 0b101)[1] == 0, "fewer arms: computed when a request asks"
+    assert "belief" in vars(taken)
+    with pytest.raises(ValueError, match="eligible"):
+        taken.simplex(0, 0)
+
+
+def test_another_revision_draws_from_what_it_computes_itself(loop: Loop) -> None:
+    campaign = loop.launch(floor=0.02)
+    loop.shop(60)
+    loop.carry()
+    loop.learn(campaign)
+    with db.transaction(loop.engine) as session:
+        campaigns.update(session, "spring", definition(floor=0.2), actor="test")
+    loop.carry()
+    assert loop.live.version == 1
+    assert loop.live.simplex(0, 0b111).min() >= 0.2
 
 
 def test_rewards_move_the_probabilities(loop: Loop) -> None:
