@@ -37,11 +37,12 @@ from bandits.evaluation import choice
 from bandits.evaluation.choice import Evidence
 from bandits.types import Batch, State
 from service import learner, queries
+from service.credits import batch_of, credits_of
 from service.definition import AUTO, LEVEL, CampaignDefinition
 from service.learner import Place
 from service.models import AuditEntry, Rival
 from service.snapshots import LiveCampaign
-from service.stretch import batch_of, credits_of, definition_of, read
+from service.stretch import definition_of, read
 
 BLOCK = 250
 IDLE_SECONDS = 5.0
@@ -240,8 +241,8 @@ def _judge(connection: Connection, standing: Standing, one: Challenge, now: dt.d
     one, state = _learn(connection, standing, one, known)
     if one.place.decision < known.decision or one.place.outcome < known.outcome:
         return True
-    credits = credits_of(connection, standing.live.id, rows, standing.place.outcome)
-    batch = batch_of(plan, rows, credits)
+    earned = credits_of(connection, standing.live.id, rows, standing.place.outcome)
+    batch = batch_of(plan, rows, earned)
     wanted = _simplexes(plan, state, batch)
     evidence = choice.bet(one.evidence, batch.arm, batch.simplex, wanted, batch.reward)
     judged = one._replace(judged=int(rows.position[-1]), evidence=evidence)

@@ -314,7 +314,7 @@ def _copy_list(connection: Connection, found: columnar.Packed) -> None:
         return
     try:
         with connection.begin_nested():
-            queries.copy_decisions(connection, columnar.copy_stream(found))
+            queries.copy(connection, queries.COPY_DECISIONS, columnar.copy_stream(found))
     except IntegrityError:
         rows = orjson.dumps(list(columnar.rows(found)))
         connection.execute(queries.INSERT_DECISIONS, {"rows": rows.decode()})

@@ -30,8 +30,8 @@ COLUMNS = (
 # PostgreSQL counts microseconds from the year 2000, and names the types of what an array holds.
 _EPOCH_MICROS = 946_684_800 * 1_000_000
 _FLOAT8, _INT8 = 701, 20
-_SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_END = b"\xff\xff"
+COPY_BEGINS = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_ENDS = b"\xff\xff"
 
 _ID = np.dtype([("size", ">i4"), ("value", "u1", (ID_BYTES,))])
 
@@ -158,12 +158,12 @@ def copy_stream(packed: Packed) -> bytes:
     Kind by kind, each in the order of the list.
     """
     found = arrays(packed)
-    parts = [_SIGNATURE]
+    parts = [COPY_BEGINS]
     for place, one in enumerate(packed.kinds):
         chosen = np.flatnonzero(found.kind == place)
         if len(chosen):
             parts.append(_copy_rows(packed, one, found.taken(chosen)))
-    return b"".join([*parts, _END])
+    return b"".join([*parts, COPY_ENDS])
 
 
 def _copy_rows(packed: Packed, kind: Kind, found: Arrays) -> bytes:

@@ -32,12 +32,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bandits import artefact, simplex
 from bandits.types import Batch, Contexts, State
-from service import queries, upkeep
+from service import credits, queries, upkeep
+from service.credits import Credits, batch_of, credits_of
 from service.definition import CampaignDefinition
 from service.models import Budget, Snapshot
-from service.outcomes import Credit
 from service.snapshots import LiveCampaign, served, whole
-from service.stretch import Credits, Stretch, batch_of, credits_of, definition_of, read
+from service.stretch import Stretch, definition_of, read
 
 CHUNK = 20_000
 SIZES = (256, 2048, CHUNK)
@@ -107,8 +107,8 @@ def rebuild(
         if not len(rows):
             return state
         last = int(rows.position[-1])
-        credits = credits_of(connection, campaign_id, rows, place.outcome)
-        state = _add(plan, state, rows, credits, sign=1, backend=backend)
+        earned = credits_of(connection, campaign_id, rows, place.outcome)
+        state = _add(plan, state, rows, earned, sign=1, backend=backend)
 
 
 def advance(
@@ -175,9 +175,9 @@ def _learn(connection: Connection, campaign_id: int, backend: Backend) -> Learnt
     state = state_of(live, previous)
     touched = _touched(connection, campaign_id, live.served, seen, place)
     state = _correct(connection, live, state, touched, place, backend)
-    credits = credits_of(connection, campaign_id, fresh, place.outcome)
-    state = _add(live.served, state, fresh, credits, sign=1, backend=backend)
-    _store(connection, campaign_id, fresh, credits)
+    earned = credits_of(connection, campaign_id, fresh, place.outcome)
+    state = _add(live.served, state, fresh, earned, sign=1, backend=backend)
+    credits.store(connection, campaign_id, fresh, None, earned)
     version = 1 if previous is None else previous.version + 1
     digest = publish(
         connection, check(live, state, fresh), version, place,
@@ -203,15 +203,13 @@ def _correct(
     """Take back what touched decisions were credited with and add what they are worth now."""
     if not len(touched):
         return state
-    found = connection.execute(queries.rewards_of(touched.ids))
-    before = {id: Credit(*amounts) for id, *amounts in found}
+    before = credits.stored(connection, touched)
     after = credits_of(connection, live.id, touched, place.outcome)
-    changed = touched.where(
-        np.array([after.get(id, Credit()) != before.get(id, Credit()) for id in touched.ids])
-    )
+    differs = (before.amounts != after.amounts).any(axis=1)
+    changed, before, after = touched.where(differs), before.where(differs), after.where(differs)
     state = _add(live.served, state, changed, before, sign=-1, backend=backend)
     state = _add(live.served, state, changed, after, sign=1, backend=backend)
-    _store(connection, live.id, changed, after)
+    credits.store(connection, live.id, changed, before, after)
     _charge(connection, live.id, changed, before, after)
     return state
 
@@ -221,23 +219,20 @@ def _charge(
 ) -> None:  # fmt: skip
     """Charge to the budget what changed about discounts of offers that were settled already."""
     row = connection.execute(queries.budget_row(campaign_id)).one_or_none()
-    settled = changed.where(changed.position <= (row.settled_position if row else 0))
-    more = sum(
-        after.get(id, Credit()).discount_minor - before.get(id, Credit()).discount_minor
-        for id in settled.ids
-    )
-    if more:
+    settled = changed.position <= (row.settled_position if row else 0)
+    more = after.column("discount_minor") - before.column("discount_minor")
+    if charge := int(more[settled].sum()):
         charged = update(Budget).where(Budget.campaign_id == campaign_id)
-        connection.execute(charged.values(released_minor=Budget.released_minor - more))
+        connection.execute(charged.values(released_minor=Budget.released_minor - charge))
         connection.execute(select(func.pg_notify("barter", "budgets")))
 
 
 def _add(
-    plan: CampaignDefinition, state: State, stretch: Stretch, credits: Credits, *,
+    plan: CampaignDefinition, state: State, stretch: Stretch, earned: Credits, *,
     sign: int, backend: Backend,
 ) -> State:  # fmt: skip
     """Add (or take back) decisions that were randomised, with what they earned."""
-    batch = batch_of(plan, stretch, credits, sign=sign)
+    batch = batch_of(plan, stretch, earned, sign=sign)
     if not len(batch.arm):
         return state
     updated = _update(plan, backend)(state, _padded(batch))
@@ -270,16 +265,6 @@ def _blank(definition: CampaignDefinition) -> Batch:
     equal = np.full((1, arms), 1 / arms)
     bucket = zero if definition.forgets else None
     return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero, bucket))
-
-
-def _store(connection: Connection, campaign_id: int, decisions: Stretch, credits: Credits) -> None:
-    """Keep what every decision with outcomes has been credited with."""
-    ids = [id for id in decisions.ids if id in credits] if credits else []
-    if ids:
-        columns = zip(*(credits[id] for id in ids), strict=True)
-        amounts = dict(zip(Credit._fields, map(list, columns), strict=True))
-        told = {"ids": queries.array_of(ids), "campaign": campaign_id, **amounts}
-        connection.execute(queries.STORE_REWARDS, told)
 
 
 def check(live: LiveCampaign, state: State, sample: Stretch | None) -> LiveCampaign:

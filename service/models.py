@@ -13,7 +13,7 @@ reader that remembers the last position it has seen misses nothing.
 
 import datetime as dt
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from sqlalchemy import (
     ARRAY,
@@ -50,7 +50,7 @@ Document = Annotated[dict[str, Any], mapped_column(JSONB)]
 STATES = ("draft", "scheduled", "running", "paused", "ended")
 ROLES = ("marketer", "analyst", "developer", "admin")
 SCOPES = ("decide", "reward", "manage", "read", "local")
-OUTCOMES = ("exposed", "clicked", "purchased", "returned")
+OUTCOMES: Final = ("exposed", "clicked", "purchased", "returned")
 DEEDS = ("view", "click", "cart", "purchase", "review", "return")
 IMPORTS = ("customers", "products", "competitor_prices", "interactions", "transactions")
 IMPORT_STATES = ("waiting", "reading", "done", "failed", "undone")
@@ -420,13 +420,16 @@ class Outcome(Base):
 
 
 class Reward(Base):
-    """What one decision's outcomes add up to, as the learner has credited it."""
+    """What one decision's outcomes add up to, as the learner has credited it; none adds up to 0.
+
+    Its campaign is there, without a foreign key, as that of `Decision`.
+    """
 
     __tablename__ = "rewards"
     __table_args__ = (Index("rewards_campaign", "campaign_id"),)
 
     decision_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
-    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
+    campaign_id: Mapped[int] = mapped_column(Integer)
     conversions: Mapped[Small]
     revenue_minor: Mapped[Big]
     discount_minor: Mapped[Big]

@@ -341,7 +341,7 @@ def _keep(engine: Engine, job: Job, chunk: _Chunk) -> None:
         connection.execute(queries.LOCK_LOG)
         if connection.execute(queries.ADVANCE_RUN, place).rowcount != 1:
             raise TakenOver()
-        queries.copy_decisions(connection, stream)
+        queries.copy(connection, queries.COPY_DECISIONS, stream)
         connection.execute(select(func.pg_notify("barter", "log")))
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from service.decide import campaign_number
-from service.definition import MAX_MINOR, CampaignDefinition, Offer
+from service.definition import CampaignDefinition, Offer
 from service.errors import Unavailable
 from service.messages import OutcomeReceipt, OutcomeRequest
 from service.runtime import Host
@@ -121,13 +121,3 @@ def _margin(definition: CampaignDefinition, event: Event) -> int:
     if event.margin_minor is not None:
         return event.margin_minor
     return round(event.revenue_minor * definition.margin_rate)
-
-
-def reward(objective: str, credit: Credit) -> int:
-    """Return the reward of a decision in the integer units of its campaign's objective."""
-    amounts = {
-        "conversion": credit.conversions,
-        "revenue": credit.revenue_minor,
-        "profit": credit.profit_minor,
-    }
-    return max(-MAX_MINOR, min(MAX_MINOR, amounts[objective]))

@@ -12,6 +12,7 @@ from psycopg import sql
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Connection,
     DateTime,
     LargeBinary,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     any_,
+    case,
     cast,
     exists,
     func,
@@ -35,6 +37,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from service import columnar
 from service.definition import AUTO
 from service.models import (
+    OUTCOMES,
     ApiKey,
     AuditEntry,
     Budget,
@@ -52,7 +55,7 @@ from service.models import (
     Run,
     Snapshot,
 )
-from service.packed import sent
+from service.packed import joined, sent
 
 POPULAR = "popular"
 """The model whose keys are the products to offer where nothing is known of a unit."""
@@ -104,28 +107,37 @@ INSERT_DECISIONS = text(
 )
 """Append decisions in their order; a repeat, or one of a deleted draft, adds nothing."""
 
-COPY_DECISIONS = sql.SQL("COPY decisions ({}) FROM STDIN (FORMAT binary)").format(
-    sql.SQL(", ").join(map(sql.Identifier, columnar.COLUMNS))
-)
+
+def _copying(table: str, columns: Sequence[str]) -> sql.Composed:
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)")
+    named = sql.SQL(", ").join(map(sql.Identifier, columns))
+    return statement.format(sql.Identifier(table), named)
+
+
+COPY_DECISIONS = _copying("decisions", columnar.COLUMNS)
 """Append decisions that are new, all at once; one that is not refuses them all."""
 
 PIECE_BYTES = 1 << 18
 
 
-def copy_decisions(connection: Connection, stream: bytes) -> None:
-    """Append the decisions of a stream that `columnar.copy_stream` made."""
+def copy(connection: Connection, statement: sql.Composed, stream: bytes) -> None:
+    """Append the rows of a stream in PostgreSQL's binary form.
+
+    Raises:
+        IntegrityError: a row is there already, or does not fit the others; none was added.
+    """
     view = memoryview(stream)
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        with driver.cursor() as cursor, cursor.copy(COPY_DECISIONS) as copy:
+        with driver.cursor() as cursor, cursor.copy(statement) as copying:
             for start in range(0, len(view), PIECE_BYTES):
-                copy.write(view[start : start + PIECE_BYTES])
+                copying.write(view[start : start + PIECE_BYTES])
     except psycopg.IntegrityError as error:
-        raise IntegrityError("COPY decisions", None, error) from error
+        raise IntegrityError("COPY", None, error) from error
     except psycopg.DataError as error:
-        raise DataError("COPY decisions", None, error) from error
+        raise DataError("COPY", None, error) from error
     except psycopg.Error as error:
-        raise OperationalError("COPY decisions", None, error) from error
+        raise OperationalError("COPY", None, error) from error
 
 
 INSERT_OUTCOMES = text(
@@ -146,21 +158,24 @@ INSERT_OUTCOMES = text(
 """Append outcomes in their order; a repeated event id adds nothing."""
 
 
-STORE_REWARDS = text(
+AMOUNTS = ("conversions", "revenue_minor", "discount_minor", "profit_minor", "late")
+REWARDS = ("decision_id", "campaign_id", *AMOUNTS)
+
+COPY_REWARDS = _copying("rewards", REWARDS)
+"""Keep what decisions have been credited with that had not been credited with anything."""
+
+CHANGE_REWARDS = text(
     """
-    INSERT INTO rewards (decision_id, campaign_id, conversions, revenue_minor, discount_minor,
-        profit_minor, late)
-    SELECT r.id, :campaign, r.conversions, r.revenue_minor, r.discount_minor, r.profit_minor, r.late
+    UPDATE rewards SET conversions = r.conversions, revenue_minor = r.revenue_minor,
+        discount_minor = r.discount_minor, profit_minor = r.profit_minor, late = r.late
     FROM unnest(CAST(:ids AS uuid[]), CAST(:conversions AS smallint[]),
         CAST(:revenue_minor AS bigint[]), CAST(:discount_minor AS bigint[]),
         CAST(:profit_minor AS bigint[]), CAST(:late AS smallint[]))
         AS r (id, conversions, revenue_minor, discount_minor, profit_minor, late)
-    ON CONFLICT (decision_id) DO UPDATE SET conversions = excluded.conversions,
-        revenue_minor = excluded.revenue_minor, discount_minor = excluded.discount_minor,
-        profit_minor = excluded.profit_minor, late = excluded.late
+    WHERE rewards.decision_id = r.id
     """
 )
-"""Keep what decisions have been credited with."""
+"""Keep what decisions have been credited with instead."""
 
 DECISION = (
     *(Decision.position, Decision.id, Decision.revision, Decision.snapshot, Decision.decided_at),
@@ -365,40 +380,56 @@ def outcomes_after(campaign_id: int, position: int, until: int | None, limit: in
     )
 
 
-def array_of(ids: Sequence[bytes]) -> str:
-    """Return ids as the text of an array, which costs a fraction of an object for each."""
-    return "{" + ",".join([id.hex() for id in ids]) + "}"
+UNTOLD = -(1 << 62)
+"""Stands for a margin or a discount that an event does not tell."""
+EVENT = (
+    *(("place", "int8send", ">i8"), ("kind", "int4send", ">i4")),
+    *((name, "int8send", ">i8") for name in ("revenue_minor", "margin_minor", "discount_minor")),
+    ("occurred_at", "timestamptz_send", ">i8"),
+)
+"""What an outcome tells of one of N decisions, ``place`` among them: name, how the server packs it,
+how numpy reads that. Its kind is the place in `models.OUTCOMES`."""
+CREDIT = (
+    ("place", "int8send", ">i8"), *((name, "int8send", ">i8") for name in AMOUNTS),
+)  # fmt: skip
+"""What one of N decisions has been credited with, likewise."""
 
 
-def _among(ids: Sequence[bytes]) -> Any:
-    # A subquery, which is read once: as `= ANY` the text would be read for every row of a scan.
-    return select(func.unnest(cast(literal(array_of(ids), String), ARRAY(Uuid))))
+def packed(row: Any) -> ColumnElement[bytes]:
+    """Return many rows in their binary forms, one after the other, in any order."""
+    return func.string_agg(row, literal(b"", LargeBinary), type_=LargeBinary)
 
 
-def outcomes_of(ids: Sequence[bytes], until: int) -> Query:
-    """Return all outcomes of some decisions up to a position, oldest first.
-
-    The columns after the decision's id (bytes) are those of `service.outcomes.Event`.
-    """
-    return (
-        select(
-            sent("uuid_send", Outcome.decision_id), Outcome.kind, Outcome.revenue_minor,
-            Outcome.margin_minor, Outcome.occurred_at, Outcome.discount_minor,
-        )
-        .where(Outcome.decision_id.in_(_among(ids)), Outcome.position <= until)
-        .order_by(Outcome.position)
-    )  # fmt: skip
+def _places(ids: str) -> Any:
+    """Return a table of the ids of an array (its text), each with its place, counted from 1."""
+    # Read once as a table: as `= ANY` the text would be read for every row of a scan.
+    told = func.unnest(cast(literal(ids, String), ARRAY(Uuid)))
+    return told.table_valued("id", with_ordinality="place", name="wanted").render_derived()
 
 
-def rewards_of(ids: Sequence[bytes]) -> Query:
-    """Return what some decisions have been credited with.
+def outcomes_of(ids: str, until: int) -> Query:
+    """Return all outcomes of some decisions up to a position, packed rows of `EVENT`."""
+    wanted = _places(ids)
+    values = {
+        "place": wanted.c.place - 1,
+        "kind": case({kind: code for code, kind in enumerate(OUTCOMES)}, value=Outcome.kind),
+        "revenue_minor": Outcome.revenue_minor,
+        "margin_minor": func.coalesce(Outcome.margin_minor, UNTOLD),
+        "discount_minor": func.coalesce(Outcome.discount_minor, UNTOLD),
+        "occurred_at": Outcome.occurred_at,
+    }
+    row = joined([sent(function, values[name]) for name, function, _ in EVENT])
+    told_of = Outcome.decision_id == wanted.c.id
+    return select(packed(row)).join_from(wanted, Outcome, told_of).where(Outcome.position <= until)
 
-    The columns after the decision's id (bytes) are those of `service.outcomes.Credit`.
-    """
-    return select(
-        sent("uuid_send", Reward.decision_id), Reward.conversions, Reward.revenue_minor,
-        Reward.discount_minor, Reward.profit_minor, Reward.late,
-    ).where(Reward.decision_id.in_(_among(ids)))  # fmt: skip
+
+def rewards_of(ids: str) -> Query:
+    """Return what some decisions have been credited with, packed rows of `CREDIT`."""
+    wanted = _places(ids)
+    values = {name: getattr(Reward, name) for name in AMOUNTS}
+    values["place"] = wanted.c.place - 1
+    row = joined([sent(function, values[name]) for name, function, _ in CREDIT])
+    return select(packed(row)).join_from(wanted, Reward, Reward.decision_id == wanted.c.id)
 
 
 def newest_snapshot(campaign_id: int) -> Query:

@@ -35,11 +35,12 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from bandits import artefact
 from bandits.types import Batch, Contexts, State
 from service import learner, queries
+from service.credits import batch_of, credits_of
 from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
 from service.learner import Backend, NotPublished, Place
 from service.models import Retraining
-from service.stretch import batch_of, credits_of, definition_of, read
+from service.stretch import definition_of, read
 
 FEWEST = 200
 MOST = 100_000
@@ -187,8 +188,8 @@ def _rows(connection: Connection, task: Task) -> Batch:
         rows = read(connection, found, task.definition)
         if not len(rows):
             break
-        credits = credits_of(connection, task.campaign_id, rows, task.place.outcome)
-        parts.insert(0, batch_of(task.definition, rows, credits))
+        earned = credits_of(connection, task.campaign_id, rows, task.place.outcome)
+        parts.insert(0, batch_of(task.definition, rows, earned))
         position, left = int(rows.position[0]) - 1, left - len(rows)
     return _joined(parts)
 

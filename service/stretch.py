@@ -1,31 +1,25 @@
 """A stretch of a campaign's log as columns, which is how everything that learns reads it.
 
-PostgreSQL packs the decisions into one string of bytes and numpy reads them from there: a Python
-object for each would take most of a learner's time. Only decisions with outcomes become objects.
+PostgreSQL packs the decisions into a string of bytes and numpy reads them from there: a Python
+object for each would take most of a learner's time. `service.credits` has what they are worth.
 """
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, LargeBinary, case, func, literal, select
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy import Connection, case, select
 
-from bandits.types import Batch, Contexts
 from service import queries
 from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
-from service.outcomes import Credit, Event, credit, reward
-from service.packed import ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES, joined, moment, sent
+from service.packed import ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES, joined, sent
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Credits = Mapping[bytes, Credit]
-"""What decisions with outcomes are worth, by their ids."""
 
 FIXED = (
     *(("position", "int8send", ">i8"), ("id", "uuid_send", "V16")),
@@ -68,6 +62,14 @@ class Stretch:
         return Stretch(**{name: np.concatenate(pair) for name, pair in pairs.items()})
 
     @property
+    def array_of_ids(self) -> str:
+        """The ids as the text of an array of PostgreSQL: an object for each would cost more."""
+        digits = np.frombuffer(self.id.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
+        listed = np.full((len(digits), 33), ord(","), np.uint8)
+        listed[:, :32] = digits
+        return f"{{{listed.tobytes()[:-1].decode()}}}"
+
+    @property
     def ids(self) -> list[bytes]:
         """The ids as bytes."""
         packed = self.id.tobytes()
@@ -86,18 +88,17 @@ def read(connection: Connection, query: queries.Query, definition: CampaignDefin
         for randomised, packed in connection.execute(_packed(query))
     ]
     whole = functools.reduce(Stretch.__add__, parts, _unpacked(False, b"", *shape))
-    return whole.where(np.argsort(whole.position)) if len(parts) > 1 else whole
+    return whole.where(np.argsort(whole.position))
 
 
 def _packed(query: queries.Query) -> queries.Query:
-    """Return (randomised, packed decisions), packed in the order of their positions."""
+    """Return (randomised, packed decisions), in any order."""
     rows = query.subquery().c
     randomised = rows.reason.in_(RANDOMISED)
     fixed = joined([sent(function, rows[name]) for name, function, _ in FIXED])
     arrays = [sent("array_send", column) for column in (rows.simplex, rows.context)]
     row = case((randomised, joined([fixed, *arrays])), else_=fixed)
-    ordered = aggregate_order_by(literal(b"", LargeBinary), rows.position)
-    return select(randomised, func.string_agg(row, ordered, type_=LargeBinary)).group_by(randomised)
+    return select(randomised, queries.packed(row)).group_by(randomised)
 
 
 def _unpacked(randomised: bool, packed: bytes, arms: int, width: int) -> Stretch:
@@ -135,58 +136,3 @@ def definition_of(connection: Connection, campaign_id: int, revision: int) -> Ca
         document = connection.scalar(queries.revision_definition(campaign_id, revision))
         kept[key] = CampaignDefinition.model_validate(document)
     return kept[key]
-
-
-def credits_of(
-    connection: Connection, campaign_id: int, stretch: Stretch, until: int
-) -> dict[bytes, Credit]:
-    """Return what each decision with outcomes is worth at a place in the log."""
-    if not len(stretch):
-        return {}
-    ids = stretch.ids
-    events: dict[bytes, list[Event]] = {}
-    for id, *event in connection.execute(queries.outcomes_of(ids, until)):
-        events.setdefault(id, []).append(Event(*event))
-    places = {id: place for place, id in enumerate(ids)} if events else {}
-    credits = {}
-    for id, found in events.items():
-        place = places[id]
-        credits[id] = credit(
-            definition_of(connection, campaign_id, int(stretch.revision[place])),
-            segment=int(stretch.segment[place]),
-            arm=int(stretch.arm[place]),
-            decided_at=moment(stretch.decided_at[place]),
-            events=found,
-        )
-    return credits
-
-
-def batch_of(
-    definition: CampaignDefinition, stretch: Stretch, credits: Credits, *, sign: int = 1
-) -> Batch:
-    """Return the randomised decisions with what they earned, as policies read them."""
-    rows = stretch.where(stretch.randomised)
-    conversions, rewards = np.zeros((2, len(rows)), np.int64)
-    for place, id in enumerate(rows.ids) if credits else ():
-        if (earned := credits.get(id)) is not None:
-            conversions[place] = earned.conversions
-            rewards[place] = reward(definition.objective, earned)
-    return Batch(
-        contexts=Contexts(segment=rows.segment.astype(np.int32), features=rows.context),
-        arm=rows.arm.astype(np.int32),
-        simplex=rows.simplex,
-        conversions=conversions,
-        reward=rewards,
-        sign=np.full(len(rows), sign, dtype=np.int64),
-        bucket=_buckets(definition, rows),
-    )
-
-
-def _buckets(definition: CampaignDefinition, rows: Stretch) -> Ints | None:
-    """Return when each row was decided (N,), for policies that forget.
-
-    By the log alone: what is late, or taken back, belongs where its decision does.
-    """
-    if not definition.forgets:
-        return None
-    return np.array([definition.bucket(moment(at)) for at in rows.decided_at], dtype=np.int64)

@@ -16,13 +16,14 @@ from sqlalchemy import Engine, select
 from bandits import artefact
 from service import auto, campaigns, db, decide, outcomes, queries, users
 from service.config import Config
+from service.credits import batch_of, credits_of
 from service.errors import Invalid
 from service.history import policy_now
 from service.learner import Place, advance
 from service.messages import DecisionRequest, OutcomeRequest
 from service.models import AuditEntry, Decision
 from service.replay import replay
-from service.stretch import batch_of, credits_of, read
+from service.stretch import read
 from service.verify import verify
 from service.views import console_policy
 from service.views import console_words as words
@@ -334,9 +335,9 @@ def test_a_rival_knows_what_a_rebuild_knows_in_whatever_pieces_it_learnt(
 def rebuild_as(connection: Any, campaign: int, plan: Any, goal: Place) -> Any:
     """Learn the log as it stands at a place from nothing, in one piece."""
     rows = read(connection, queries.decisions_after(campaign, 0, goal.decision, 10_000), plan)
-    credits = credits_of(connection, campaign, rows, goal.outcome)
+    earned = credits_of(connection, campaign, rows, goal.outcome)
     policy = plan.build_policy()
-    return policy.update(policy.init(), batch_of(plan, rows, credits))
+    return policy.update(policy.init(), batch_of(plan, rows, earned))
 
 
 @pytest.mark.parametrize(

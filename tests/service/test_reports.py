@@ -20,7 +20,7 @@ from bandits.types import Batch, Contexts
 from service.definition import CampaignDefinition
 from service.eligibility import held_out, mask_bits, masked
 from service.models import Campaign, CampaignRevision, Decision, Outcome, Reward, Snapshot
-from service.outcomes import Credit, Event, credit, reward
+from service.outcomes import Credit, Event, credit
 from service.reports import CSV_COLUMNS, Report, campaign_report, estimates, help_texts, log
 from service.snapshots import Choice, LiveCampaign
 
@@ -168,6 +168,14 @@ class Shop:
             events=[event],
         )  # fmt: skip
 
+    def _reward(self, earned: Credit) -> int:
+        amounts = {
+            "conversion": earned.conversions,
+            "revenue": earned.revenue_minor,
+            "profit": earned.profit_minor,
+        }
+        return amounts[self.definition.objective]
+
     def _learn(self, rows: list[dict[str, Any]], credits: dict[uuid.UUID, Credit]) -> None:
         earned = [credits.get(row["id"], Credit()) for row in rows]
         batch = Batch(
@@ -178,7 +186,7 @@ class Shop:
             np.array([row["arm"] for row in rows], np.int32),
             np.array([row["simplex"] for row in rows]),
             np.array([one.conversions for one in earned], np.int64),
-            np.array([reward(self.definition.objective, one) for one in earned], np.int64),
+            np.array([self._reward(one) for one in earned], np.int64),
             np.ones(len(rows), np.int64),
         )
         live = self.live()

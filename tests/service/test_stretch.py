@@ -9,10 +9,11 @@ from sqlalchemy import Engine, select
 
 from service import db, queries
 from service.config import Config
+from service.credits import credits_of
 from service.decide import RANDOMISED
 from service.models import Campaign, Decision
 from service.packed import microseconds
-from service.stretch import Stretch, credits_of, read
+from service.stretch import Stretch, read
 from tests.loop import DEFINITION, Loop, definition, running
 
 FEATURES = [
@@ -73,7 +74,7 @@ def test_nothing_is_read_of_an_empty_log(loop: Loop) -> None:
     stretch = stretch_of(loop, campaign)
     assert (len(stretch), stretch.ids, stretch.simplex.shape) == (0, [], (0, 3))
     with loop.engine.connect() as connection:
-        assert credits_of(connection, campaign, stretch, 10) == {}
+        assert len(credits_of(connection, campaign, stretch, 10).told) == 0
 
 
 def test_stretches_are_put_together_in_order(loop: Loop) -> None:
