@@ -13,7 +13,7 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 
 from bandits.types import FEATURE_LIMIT
-from service import metrics
+from service import metrics, outcomes
 from service.catalogue import Catalogue
 from service.decide import Draft
 from service.eligibility import state_at
@@ -49,7 +49,8 @@ def adopt(
 
     Raises:
         Invalid: some are not what they claim to be; nothing of the list is kept.
-        Unavailable: the local log refused; nothing was kept.
+        Unavailable: the local log refused, or PostgreSQL did not commit in time where that is
+            waited for; a repeat adds nothing.
     """
     moment = now or dt.datetime.now(dt.UTC)
     find = _Finder(host.catalogue, past)
@@ -65,6 +66,8 @@ def adopt(
         stored = host.spool.append([draft.entry() for draft in drafts])
     except SpoolError as error:
         raise Unavailable(NOT_KEPT) from error
+    if any(told.late for told in stored):
+        raise Unavailable(outcomes.NOT_COMMITTED)
     fresh = [draft for draft, told in zip(drafts, stored, strict=True) if told.known is None]
     for draft in fresh:
         metrics.count_decision(draft.campaign.definition.key, draft.arm, draft.reason)

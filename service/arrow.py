@@ -343,6 +343,9 @@ def table_of(answers: bulk.Answers) -> Any:
         "expires_at": pa.array([one.expires_at for one in kinds], pa.timestamp("us", "UTC")),
         "products": pa.array([orjson.loads(one.products) for one in kinds], pa.list_(product)),
     }
+    if any(one.late for one in kinds):
+        named = ["disk" if one.late else None for one in kinds]
+        same["acknowledged"] = pa.array(named, pa.string())
     taken = pa.array(answers.told)
     return pa.table(
         {

@@ -33,7 +33,7 @@ from service.errors import UnknownCampaign
 from service.messages import DecisionReply
 from service.runtime import Runtime
 from service.snapshots import LiveCampaign
-from service.spool import DECISIONS, Entry, SpoolError
+from service.spool import DECISIONS, FRESH, Entry, SpoolError
 
 RANDOM_BYTES = 12
 ID_TEXT = 36
@@ -53,6 +53,7 @@ class Told(NamedTuple):
     snapshot: int
     expires_at: dt.datetime
     products: bytes = b"[]"
+    late: bool = False
 
 
 class Answers(NamedTuple):
@@ -118,6 +119,8 @@ def _end(told: Told) -> tuple[bytes, bytes, bytes]:
         option=orjson.OPT_UTC_Z,
     )
     last = b"," + last[1:]
+    if told.late:
+        last = last[:-1] + b',"acknowledged":"disk"}'
     return first, first + orjson.dumps(told.propensity) + last, last
 
 
@@ -170,11 +173,13 @@ class Batch:
         chosen: NDArray[np.float64] = each[self.kind, self.arm]
         return chosen
 
-    def answers(self) -> Answers:
-        """Return what the app server gets."""
+    def answers(self, *, late: bool = False) -> Answers:
+        """Return what the app server gets; ``late`` where it was on disk only by its time."""
         arms = len(self.campaign.definition.arms)
         combined, told = np.unique(self.kind * arms + self.arm, return_inverse=True)
         kinds = [self._told(*divmod(one, arms)) for one in combined.tolist()]
+        if late:
+            kinds = [one._replace(late=True) for one in kinds]
         return Answers(kinds, self.ids, told.astype(np.int64), self.propensity())
 
     def _told(self, kind: int, arm: int) -> Told:
@@ -243,6 +248,7 @@ def kept(
         stored = runtime.spool.append(entries)
     except SpoolError:
         log.exception("decisions_not_kept", count=sum(len(p) for p, _ in made) + len(single))
+        stored = [FRESH] * len(made)
         made = [(places, batch.unavailable()) for places, batch in made]
         replies = [one.unavailable().reply() for one in drafts]
     else:
@@ -250,7 +256,11 @@ def kept(
             decide.settle(runtime, one, told, index=place)
             for place, one, told in zip(single, drafts, stored[len(made) :], strict=True)
         ]
-    return _joined([(places, batch.answers()) for places, batch in made], single, replies)
+    parts = [
+        (places, batch.answers(late=told.late))
+        for (places, batch), told in zip(made, stored, strict=False)
+    ]
+    return _joined(parts, single, replies)
 
 
 def _joined(
@@ -277,7 +287,7 @@ def _joined(
             Told(
                 reply.campaign, reply.arm, reply.offer.model_dump_json().encode(),
                 reply.propensity, reply.reason, reply.segment, reply.snapshot,
-                reply.expires_at, orjson.dumps(reply.products),
+                reply.expires_at, orjson.dumps(reply.products), reply.acknowledged is not None,
             )
         )  # fmt: skip
     return out

@@ -29,6 +29,8 @@ BATCH = 2_000
 PIECE_ROWS = 1_000
 ATTRIBUTE_SECONDS = 0.3
 IDLE_SECONDS = 0.02
+AWAITED_SECONDS = 0.002
+"""How long new entries lie before they are seen, where their callers wait for PostgreSQL."""
 INDEX_SECONDS = 0.1
 FAULT_SECONDS = 5.0
 REFRESH_SECONDS = 1.0
@@ -106,6 +108,8 @@ class Carrier:
         self._spool, self._engine = spool, engine
         self.changed = threading.Event()
         self._shipped: int | None = None
+        self._told: int | None = None
+        self._ships = threading.Lock()
         self._released: dict[int, int] = {}
         self._customers = _Followed(Customer.updated_at, queries.customers_since)
         self._products = _Followed(Product.updated_at, queries.products_since)
@@ -126,6 +130,20 @@ class Carrier:
             if not busy:
                 stop.wait(IDLE_SECONDS)
 
+    def keep_shipping(self, stop: threading.Event) -> None:
+        """Carry up whatever comes at once, until stopped: somebody waits for it.
+
+        Beside `run`, in which entries wait for what comes down.
+        """
+        while not stop.is_set():
+            try:
+                carried = self.ship()
+            except (SQLAlchemyError, SpoolError):
+                stop.wait(0.5)  # `run` meets the same, and tells it
+            else:
+                if not carried:
+                    stop.wait(AWAITED_SECONDS)
+
     def step(self) -> bool:
         """Carry what there is, both ways; tell whether there may be more to carry at once."""
         carried = self.ship()
@@ -142,6 +160,14 @@ class Carrier:
 
     def ship(self) -> int:
         """Carry the next entries up, exactly once; return how many."""
+        with self._ships:
+            carried = self._ship_next()
+            if self._shipped is not None and self._shipped != self._told:
+                self._spool.shipped(self._shipped)
+                self._told = self._shipped
+            return carried
+
+    def _ship_next(self) -> int:
         if self._shipped is None:
             self._shipped = self._watermark()
             if self._shipped > self._spool.last():

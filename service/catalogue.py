@@ -83,6 +83,7 @@ class Catalogue:
             "database": bool(carried.get("database")) and time.time() - (seen or 0) < 10,
             "unshipped": self._spool.last() - int(carried.get("shipped", 0)),
             "rejected": self._spool.rejected(),
+            "acknowledges": self._spool.acknowledges,
         }
 
     def start(self) -> None:

@@ -94,11 +94,17 @@ def carry(config: Config, _: argparse.Namespace) -> int:
     from service.spool import Spool
     from service.supervisor import database_url, follow, until_signalled
 
-    os.nice(YIELDING)
+    at_once = config.acknowledge == "database"
+    if not at_once:
+        os.nice(YIELDING)
     url = database_url(config)
     spool = Spool(config.data)
     carrier = Carrier(spool, db.engine(url))
     with until_signalled() as stop:
+        if at_once:
+            threading.Thread(
+                target=carrier.keep_shipping, args=(stop,), name="ship", daemon=True
+            ).start()
         indexer = threading.Thread(target=keep_index, args=(spool, stop), name="index", daemon=True)
         indexer.start()
         reader = threading.Thread(target=host.run, args=(config, stop), name="imports", daemon=True)
@@ -301,6 +307,7 @@ settings, from the environment:
   BARTER_HOST      address to listen on (127.0.0.1)
   BARTER_PORT      port to listen on (8080)
   BARTER_WORKERS   web processes (2)
+  BARTER_ACKNOWLEDGE  what an answer means: on this disk (disk), or in PostgreSQL (database)
   BARTER_SECRET    what pseudonyms, cookies and cursors are keyed with; the same on every host
 """
 

@@ -7,6 +7,7 @@
 | ``BARTER_HOST`` | address to listen on | ``127.0.0.1`` |
 | ``BARTER_PORT`` | port to listen on | ``8080`` |
 | ``BARTER_WORKERS`` | web processes | ``2`` |
+| ``BARTER_ACKNOWLEDGE`` | what an answer means: on ``disk``, or in the ``database`` | ``disk`` |
 | ``BARTER_SECRET`` | at least 32 characters, the root of every signing key | ``secret.key`` |
 
 The data folder is ``$XDG_DATA_HOME/barter``, or ``~/.local/share/barter``, open to its owner
@@ -26,11 +27,13 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
 
 SYSTEM_DATA = Path("/var/lib/barter")
 SECRET_FILE = "secret.key"
 SECRET_LENGTH_MIN = 32
+Acknowledge = Literal["disk", "database"]
 
 
 class ConfigError(ValueError):
@@ -48,6 +51,7 @@ class Config:
 
     data: the data folder, which exists. database_url: None means the embedded PostgreSQL.
     port: 1–65535. workers: web processes, ≥ 1. secret: ≥ 32 bytes, never printed.
+    acknowledge: what is known of an entry when it is answered (`service.committed`).
     """
 
     data: Path
@@ -56,6 +60,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 2
+    acknowledge: Acknowledge = "disk"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Config":
@@ -72,6 +77,7 @@ class Config:
             host=env.get("BARTER_HOST") or "127.0.0.1",
             port=_integer(env, "BARTER_PORT", default=8080, low=1, high=65535),
             workers=_integer(env, "BARTER_WORKERS", default=2, low=1, high=256),
+            acknowledge=_acknowledge(env),
         )
 
     def key(self, label: str) -> bytes:
@@ -92,6 +98,7 @@ class Config:
             "BARTER_HOST": self.host,
             "BARTER_PORT": str(self.port),
             "BARTER_WORKERS": str(self.workers),
+            "BARTER_ACKNOWLEDGE": self.acknowledge,
             "BARTER_SECRET": self.secret.decode(),
             "DATABASE_URL": self.database_url or "",
         }
@@ -197,6 +204,14 @@ def _database_url(env: Mapping[str, str]) -> str | None:
             "leave it unset to use the embedded PostgreSQL",
         )
     return url
+
+
+def _acknowledge(env: Mapping[str, str]) -> Acknowledge:
+    given = env.get("BARTER_ACKNOWLEDGE") or "disk"
+    for name in get_args(Acknowledge):
+        if given == name:
+            return cast(Acknowledge, name)
+    raise ConfigError("BARTER_ACKNOWLEDGE", f"is {given!r}; it must be disk or database")
 
 
 def _integer(env: Mapping[str, str], variable: str, *, default: int, low: int, high: int) -> int:

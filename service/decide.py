@@ -123,8 +123,8 @@ class Draft:
             mark is not None,
         )
 
-    def reply(self) -> DecisionReply:
-        """Return what the app server gets."""
+    def reply(self, *, late: bool = False) -> DecisionReply:
+        """Return what the app server gets; ``late`` where it was on disk only by its time."""
         return DecisionReply.model_construct(
             decision_id=self.id,
             campaign=self.campaign.definition.key,
@@ -136,6 +136,7 @@ class Draft:
             snapshot=self.snapshot,
             expires_at=self.expires_at,
             products=self.products,
+            acknowledged="disk" if late else None,
         )
 
     def json(self) -> bytes:
@@ -396,7 +397,7 @@ def settle(
         IdempotencyConflict: its request id was used before for another request.
     """
     if told.known is not None:
-        return _known(made, orjson.loads(told.known), index)
+        return _known(made, orjson.loads(told.known), index, late=told.late)
     if told.assigned is not None or told.exhausted:
         if tries <= 1:
             log.error("decision_not_kept", campaign=made.campaign.definition.key)
@@ -405,10 +406,10 @@ def settle(
         # of the budget. Nothing of ours was kept; a fresh look sees what is true now.
         (again,) = decide(runtime, [made.request], now=made.decided_at, tries=tries - 1)
         return again
-    return made.reply()
+    return made.reply(late=told.late)
 
 
-def _known(made: Draft, row: dict[str, Any], index: int) -> DecisionReply:
+def _known(made: Draft, row: dict[str, Any], index: int, *, late: bool) -> DecisionReply:
     if row["fingerprint"] != fingerprint(made.request, made.unit):
         raise IdempotencyConflict(index)
     same = {name: row[name] for name in ("propensity", "reason", "snapshot", "expires_at")}
@@ -417,6 +418,7 @@ def _known(made: Draft, row: dict[str, Any], index: int) -> DecisionReply:
             "decision_id": made.id,
             "campaign": made.campaign.definition.key,
             "products": row["why"].get("products", ()),
+            "acknowledged": "disk" if late else None,
             **same,
             **row["told"],
         }

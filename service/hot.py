@@ -28,7 +28,7 @@ from service.messages import (
     OutcomeRequest,
     PlainRequest,
 )
-from service.spool import FRESH, Entry, SpoolError, Stored
+from service.spool import FRESH, LATE, Entry, SpoolError, Stored
 from service.views.api import with_key
 from service.views.contract import PROBLEM
 
@@ -115,6 +115,9 @@ class Hot:
                 then(self._decided(default, default.json(), headers, started))
             elif told[0] is FRESH:
                 then(self._decided(made, text, headers, started))
+            elif told[0] is LATE:
+                late = text[:-1] + b',"acknowledged":"disk"}'
+                then(self._decided(made, late, headers, started))
             else:
                 self._settle(made, told[0], headers, started, then)
 
@@ -158,6 +161,8 @@ class Hot:
         def kept(told: list[Stored] | None) -> None:
             if told is None:
                 return then(refused(outcomes.NOT_KEPT))
+            if told[0].late:
+                return then(refused(outcomes.NOT_COMMITTED))
             known = told[0].known is not None
             receipt = OutcomeReceipt.model_construct(accepted=int(not known), duplicates=int(known))
             metrics.count_outcomes(receipt)

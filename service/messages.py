@@ -237,6 +237,12 @@ class DecisionReply(Document):
         description="What an offer of the kind `recommended` takes off which product, best first;"
         " empty for other offers, and where no product is known.",
     )
+    acknowledged: Literal["disk"] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="There only where answers wait for PostgreSQL (BARTER_ACKNOWLEDGE=database) and"
+        " it did not commit in time: the decision is on one host's disk, and is carried later.",
+    )
 
 
 class DecisionReplies(Document):

@@ -47,6 +47,11 @@ OUTCOMES = Counter(
     ["result"],
     registry=REGISTRY,
 )
+LATE = Counter(
+    "bandit_late_acknowledgements",
+    "Entries whose caller was told that they are on this host's disk only, or to try again.",
+    registry=REGISTRY,
+)
 
 
 class Times(Histogram):

@@ -21,6 +21,7 @@ from service.spool import OUTCOME, Entry, SpoolError
 
 MAX_LATE = 32_767
 NOT_KEPT = "Outcomes cannot be kept at the moment; send them again."
+NOT_COMMITTED = "PostgreSQL has not committed this in time; send it again under the same ids."
 
 
 class Event(NamedTuple):
@@ -49,13 +50,16 @@ def record(
     """Keep events on disk and tell how many were known already.
 
     Raises:
-        Unavailable: the local log refused; nothing was kept, and the caller should try again.
+        Unavailable: the local log refused, or PostgreSQL did not commit in time where that is
+            waited for; the caller should try again, under the same ids.
     """
     received = now or dt.datetime.now(dt.UTC)
     try:
         stored = runtime.spool.append([entry(event, received) for event in events])
     except SpoolError as error:
         raise Unavailable(NOT_KEPT) from error
+    if any(told.late for told in stored):
+        raise Unavailable(NOT_COMMITTED)
     duplicates = sum(result.known is not None for result in stored)
     return OutcomeReceipt(accepted=len(events) - duplicates, duplicates=duplicates)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from pathlib import Path
 
 from service.catalogue import Catalogue
@@ -12,8 +13,10 @@ from service.spool import Spool
 class Host:
     """All that a decision is made from and kept in; start it after the process has been forked."""
 
-    def __init__(self, folder: Path, unit_key: bytes) -> None:
-        self.spool = Spool(folder)
+    def __init__(
+        self, folder: Path, unit_key: bytes, *, late: Callable[[int], object] | None = None
+    ) -> None:
+        self.spool = Spool(folder, late=late)
         self.catalogue = Catalogue(self.spool)
         self.pseudonym = Pseudonyms(unit_key)
 
@@ -31,7 +34,11 @@ class Runtime(Host):
     """The serving side of one process of the service."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.data, config.key("unit"))
+        # Not at the top: who decides in their own process (`service.local`) has no metrics.
+        from service import metrics
+
+        late = metrics.LATE.inc if config.acknowledge == "database" else None
+        super().__init__(config.data, config.key("unit"), late=late)
         self.config = config
 
 

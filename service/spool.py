@@ -2,7 +2,8 @@
 
 Decisions and outcomes are appended to checksummed files (`service.segments`), in the order in which
 they were accepted; requests that arrive while the disk is being synchronised share the next
-synchronisation. Beside them lies one SQLite file, which can be made again from elsewhere:
+synchronisation. Where acknowledged is to mean more, they then wait for the carrier
+(`service.committed`). Beside them lies one SQLite file, which can be made again from elsewhere:
 
 * ``known`` and ``assignments``: where in the log an id that may be repeated is, and which arm a
   sticky unit keeps, until when. Every process knows by heart what has been appended since the
@@ -35,6 +36,7 @@ import msgspec
 import orjson
 import structlog
 
+from service.committed import Mark, Waiting
 from service.segments import Place, Record, Segments
 
 DECISION: Final = 0
@@ -142,12 +144,16 @@ class Stored(NamedTuple):
 
     ``known`` is the body that had been stored under this id before; ``assigned`` is the live
     assignment of somebody quicker, and ``exhausted`` says that the budget no longer covers the
-    offer; in both cases nothing was stored.
+    offer; in both cases nothing was stored. ``late`` says that it is on this disk, but was not seen
+    committed in PostgreSQL in time, where that is waited for.
     """
 
     known: bytes | None = None
     assigned: bytes | None = None
     exhausted: bool = False
+    late: bool = False
+    number: int = 0
+    """Where in the log it had been stored before, if that was looked up."""
 
 
 class _Connection(sqlite3.Connection):
@@ -166,7 +172,7 @@ class _Kept(NamedTuple):
 
 log = structlog.get_logger()
 NOWHERE = Place(0, 0, 0)
-FRESH = Stored()
+FRESH, LATE = Stored(), Stored(late=True)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
 PLAIN = b"\xc1"
@@ -240,9 +246,13 @@ class _Tail:
 
 
 class Spool:
-    """The local log; any number of threads and processes may use it at once."""
+    """The local log; any number of threads and processes may use it at once.
 
-    def __init__(self, folder: Path) -> None:
+    With ``late``, which is told how many answers were, it answers only what the carrier has
+    committed in PostgreSQL, or what has waited for that too long.
+    """
+
+    def __init__(self, folder: Path, *, late: Callable[[int], object] | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder, self._path = folder, folder / "spool.sqlite"
         self._local = threading.local()
@@ -263,9 +273,23 @@ class Spool:
             connection.execute("INSERT OR IGNORE INTO indexed VALUES (1, ?, ?, ?)", NOWHERE)
             self._adopt(connection)
         self.id = uuid.UUID(bytes=self.read("spool"))
+        self._mark, self._told_late = Mark(folder / "committed"), late
+        self._waiting: Waiting | None = None
+        if late is not None:
+            if self._mark.read() > self.last():
+                # The log is older than the mark: what comes next would pass for committed.
+                self._mark.write(0)
+            self._waiting = Waiting(self._mark)
+
+    @property
+    def acknowledges(self) -> str:
+        """Where that is which is answered just now: in the ``database``, or on ``disk``."""
+        return "disk" if self._waiting is None or self._waiting.behind else "database"
 
     def append(self, entries: Sequence[Entry]) -> list[Stored]:
         """Keep entries durably and tell what became of each; returns once they are on disk.
+
+        Or once they are in PostgreSQL as well, for at most `service.committed.LIMIT_SECONDS`.
 
         Raises:
             SpoolError: the disk refused (full, read-only, gone); nothing of it was kept.
@@ -357,6 +381,13 @@ class Spool:
                 self._shipping = found[-1].following
         entries = [(record.number, _entry(record.payload)) for record in found]
         return [(number, entry.kind, entry.body) for number, entry in entries]
+
+    def shipped(self, number: int) -> None:
+        """Say that PostgreSQL has committed the entries up to this one."""
+        try:
+            self._mark.write(number)
+        except OSError as error:
+            raise SpoolError(f"the local log cannot be written: {error}") from error
 
     def last(self) -> int:
         """Return the number of the newest entry, 0 when there has been none."""
@@ -489,6 +520,8 @@ class Spool:
                 self._writer = None
                 if not self._queue.empty():
                     self._start_writer()
+            if self._waiting is not None:
+                self._waiting.close()
             self._log.close()
             with self._reading_lock:
                 self._reading.close()
@@ -593,12 +626,23 @@ class Spool:
                 group.append(more)
                 size += len(more.entries)
             for job, told in zip(group, self._commit(group), strict=True):
-                try:
-                    job.then(told)
-                except Exception:
-                    log.exception("nobody_to_tell")
+                if self._waiting is None or isinstance(told, SpoolError):
+                    _tell(job, told)
+                else:
+                    self._wait(self._waiting, job, told)
             if stopping:
                 return
+
+    def _wait(self, waiting: Waiting, job: _Job, told: list[Stored]) -> None:
+        """Tell a job once PostgreSQL has all that it is told of, or it has waited too long."""
+
+        def then(late: bool) -> None:
+            if late and self._told_late is not None:
+                self._told_late(len(told))
+            _tell(job, [_late(one) for one in told] if late else told)
+
+        newest = self._end.number - 1
+        waiting.add(max((one.number or newest for one in told), default=0), then)
 
     def _commit(self, group: list[_Job]) -> Sequence[list[Stored] | SpoolError]:
         """Append a group and wait for the disk; tell every job what became of its entries."""
@@ -643,7 +687,7 @@ class Spool:
     def _accept(self, entry: Entry, now: float, payloads: list[bytes]) -> Stored:
         """Add an entry's payload, unless it is known or somebody was quicker."""
         if entry.unique and (known := self._known(entry)) is not None:
-            return Stored(known=known)
+            return known
         if (made := entry.assignment) is not None:
             live = self.assignment(made.campaign, made.unit, now)
             if live is not None and live != made.replaces:
@@ -656,11 +700,11 @@ class Spool:
         payloads.append(_payload(_Kept(now, entry)))
         return FRESH
 
-    def _known(self, entry: Entry) -> bytes | None:
-        """Return the body that was stored under an entry's id before, if there is one."""
+    def _known(self, entry: Entry) -> Stored | None:
+        """Return what was stored under an entry's id before, if there is anything."""
         newest = self._tail.known(entry.kind, entry.id)
         if newest is not None:
-            return newest
+            return Stored(known=newest)
         row = self._reader.execute(KNOWN, (entry.kind, entry.id)).fetchone()
         if row is None:
             return None
@@ -668,10 +712,21 @@ class Spool:
             records, _ = log.read(Place(*row), most=RECORD_BYTES)
         if not records or records[0].number != row[2]:
             return None  # it is in Postgres, and older than the idempotency window
-        return _entry(records[0].payload).body
+        return Stored(known=_entry(records[0].payload).body, number=row[2])
 
     def _committed(self, campaign: int) -> int:
         number, stored = self._reader.execute(COMMITTED, (campaign,)).fetchone()
         # Read with the tables, so that no entry counts twice or not at all.
         self._tail.forget(number)
         return int(stored) + self._tail.reserved(campaign)
+
+
+def _tell(job: _Job, told: list[Stored] | SpoolError) -> None:
+    try:
+        job.then(told)
+    except Exception:
+        log.exception("nobody_to_tell")
+
+
+def _late(one: Stored) -> Stored:
+    return LATE if one is FRESH else one._replace(late=True)

@@ -48,7 +48,8 @@ def create_decisions(
     Every request gets an answer: a campaign that is not running, a unit in the holdout and a unit
     for which no arm is eligible get the default arm, and `reason` says so. `propensity` is the
     exact probability that the arm was drawn with. The decision is on disk before you read the
-    reply, and Postgres need not be up. Keep `decision_id`: outcomes are reported under it.
+    reply, and Postgres need not be up; where the host waits for Postgres to commit, `acknowledged`
+    says if it did not in time. Keep `decision_id`: outcomes are reported under it.
 
     A `request_id` (or, for one decision, the header Idempotency-Key) makes a repeat return the
     decision that was made first; using one again for another request gives 409. One unknown
@@ -96,6 +97,8 @@ def create_outcomes(call: Call, body: OutcomeRequest | OutcomeList) -> OutcomeRe
     Events may come late, repeatedly and in any order: `event_id` makes a repeat harmless, and the
     learner credits each event to its decision within a second. Amounts are the list value of the
     basket before the discount; Barter takes the discount off itself. 202 means: on disk, safe.
+    Where the host waits for Postgres to commit it means that, and 503 to send it again under the
+    same `event_id`.
     """
     events = body.outcomes if isinstance(body, OutcomeList) else (body,)
     receipt = record(call.runtime, events)

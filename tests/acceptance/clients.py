@@ -8,13 +8,15 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import Engine, Select, func, select
 
+from service.config import Config
 from service.models import Decision, Outcome, Snapshot
 from service.supervisor import Barter
 from tests.loop import BUYS
@@ -168,3 +170,23 @@ def wait_until_learnt(engine: Engine, decisions: int, outcomes: int) -> None:
 
 def count_and_last(table: type[Decision] | type[Outcome]) -> Select[int, int]:
     return select(func.count().label("number"), func.max(table.position).label("last"))
+
+
+class Host:
+    """`barter serve` as a machine has it: a group of processes, which may all be killed at once.
+
+    ``prefix`` is put before the command, such as `ip netns exec host-1`.
+    """
+
+    def __init__(self, config: Config, *, prefix: Sequence[str] = (), **environment: str) -> None:
+        self.config = config
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "service.cli", "serve"],
+            env=os.environ | config.environment() | environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """End all its processes, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,13 +1,20 @@
-"""Faults that a host lives through: no database at its start, an old schema, a flood of repeats.
+"""Faults that hosts live through: no database at their start, an old schema, a flood, a lost disk.
 
 Real processes, real HTTP, a real PostgreSQL. `tests.acceptance.test_crash` kills them one by one.
 """
 
+import http.client
+import json
+import shutil
+import signal
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -15,10 +22,11 @@ from alembic.config import Config as Alembic
 from sqlalchemy import Engine, select
 
 from service import campaigns, db, embedded, keys
+from service.committed import LIMIT_SECONDS
 from service.config import Config
 from service.models import Decision, Outcome
 from service.supervisor import Barter
-from tests.acceptance.clients import CLIENTS, Load, free_port, until, wait_until_learnt
+from tests.acceptance.clients import CLIENTS, Host, Load, free_port, hang, until, wait_until_learnt
 from tests.conftest import SECRET
 from tests.loop import definition
 
@@ -108,3 +116,106 @@ def test_a_migration_under_load_loses_nothing(
         kept = {str(id) for id in connection.scalars(select(Decision.id))}
     assert {str(one["decision_id"]) for one in load.decided.values()} <= kept
     assert len(kept) - len(load.decided) <= CLIENTS
+
+
+class Shop(threading.Thread):
+    """A client that asks and tells until its host is gone; it keeps what was acknowledged."""
+
+    def __init__(self, port: int, key: str) -> None:
+        super().__init__(daemon=True)
+        self._port, self._key = port, key
+        self.decided: set[uuid.UUID] = set()
+        self.reported: set[str] = set()
+        self.longest = 0.0
+        self.late = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._buy()
+            except (OSError, http.client.HTTPException):
+                return
+
+    def _buy(self) -> None:
+        status, told = self.post("/v1/decisions", {"campaign": "spring", "unit": uuid.uuid4().hex})
+        assert status == 200, told
+        if "acknowledged" in told:
+            self.late += 1
+            return
+        self.decided.add(uuid.UUID(told["decision_id"]))
+        event = {
+            "event_id": uuid.uuid4().hex,
+            "decision_id": told["decision_id"],
+            "kind": "clicked",
+        }
+        status, told = self.post("/v1/outcomes", event)
+        if status == 202:
+            self.reported.add(event["event_id"])
+
+    def post(self, path: str, body: Mapping[str, object]) -> tuple[int, Any]:
+        """Send one request; return its status and what it says."""
+        started = time.monotonic()
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            reply = connection.getresponse()
+            found = reply.status, json.loads(reply.read())
+            assert reply.status != 503 or reply.headers["Retry-After"]
+        finally:
+            connection.close()
+        self.longest = max(self.longest, time.monotonic() - started)
+        return found
+
+
+def test_a_host_that_is_lost_with_its_disk_loses_nothing_that_it_acknowledged(
+    own_database: Config, config: Config, key: str, own_engine: Engine
+) -> None:
+    """It acknowledges what PostgreSQL has committed; while that hangs, it says that it cannot."""
+    config = replace(config, data=config.data / "host", acknowledge="database")
+    host, shops = Host(config), [Shop(config.port, key) for _ in range(CLIENTS)]
+    asks = Shop(config.port, key)
+    wanted = {"campaign": "spring", "unit": "ana", "request_id": "r"}
+    try:
+        until(lambda: answers(asks, wanted).get("reason") == "policy")
+        for shop in shops:
+            shop.start()
+        time.sleep(1.5)
+        postmaster = embedded.status(own_database).pid
+        hang(postmaster, signal.SIGSTOP)
+        time.sleep(LIMIT_SECONDS + 0.5)
+        asks.longest = 0.0
+        _, told = asks.post("/v1/decisions", wanted | {"request_id": "q"})
+        assert (told["acknowledged"], told["reason"]) == ("disk", "policy")
+        event = {"event_id": "e", "decision_id": told["decision_id"], "kind": "purchased"}
+        assert asks.post("/v1/outcomes", event)[0] == 503
+        assert asks.longest < LIMIT_SECONDS, "only the first have to wait"
+        hang(postmaster, signal.SIGCONT)
+        until(lambda: asks.post("/v1/outcomes", event)[0] == 202)
+        until(lambda: "acknowledged" not in answers(asks, wanted | {"request_id": "q"}))
+        before = sum(len(shop.decided) for shop in shops)
+        time.sleep(1)
+    finally:
+        host.kill()
+        shutil.rmtree(config.data)
+    for shop in shops:
+        shop.join(20)
+    assert sum(len(shop.decided) for shop in shops) > before > 0
+    assert max(shop.longest for shop in shops) < LIMIT_SECONDS + 1
+    assert sum(shop.late for shop in shops) >= CLIENTS
+    with own_engine.connect() as connection:
+        assert set().union(*(shop.decided for shop in shops)) <= set(
+            connection.scalars(select(Decision.id))
+        )
+        assert {"e"}.union(*(shop.reported for shop in shops)) <= set(
+            connection.scalars(select(Outcome.event_id))
+        )
+
+
+def answers(shop: Shop, wanted: Mapping[str, object]) -> dict[str, Any]:
+    """Return what a host answers, nothing while it does not."""
+    try:
+        told: dict[str, Any] = shop.post("/v1/decisions", wanted)[1]
+    except OSError:
+        return {}
+    return told

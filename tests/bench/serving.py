@@ -8,6 +8,9 @@ as fast as they answer, then the plain ones at half of that. Everything shares t
 the ratios. `make bench-serving` runs it::
 
     python -m tests.bench.serving --seconds 5 --rounds 5 --connections 64
+
+With ``--acknowledge database`` decisions are answered once PostgreSQL, on the same machine, has
+committed them.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import flask
 import msgspec
@@ -31,7 +34,7 @@ from flask import Flask
 from sqlalchemy import func, update
 
 from service import campaigns, db, keys, webserver
-from service.config import Config
+from service.config import Acknowledge, Config
 from service.imports import load as stored
 from service.listener import INHERITED, MAX_CONNECTIONS
 from service.models import Product
@@ -188,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round (default 5)")
     parser.add_argument("--rounds", type=int, default=5, help="of each kind (default 5)")
     parser.add_argument("--connections", type=int, default=64, help="at once (default 64)")
+    parser.add_argument("--acknowledge", choices=get_args(Acknowledge), default="disk")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="barter-bench-", dir="/tmp") as folder:
         config = Config(
@@ -195,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             secret=os.urandom(32).hex().encode(),
             port=free_port(),
             workers=WORKERS,
+            acknowledge=chosen.acknowledge,
         )
         with Barter(config, quiet=True) as barter:
             asked = requests(launch(barter.database_url))
@@ -228,7 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for child in beside:
                 child.terminate()
                 child.wait()
-    print(f"{chosen.connections} connections, medians of {chosen.rounds} rounds\n")
+    print(f"acknowledged: {chosen.acknowledge}, {chosen.connections} connections,"
+          f" medians of {chosen.rounds} rounds\n")  # fmt: skip
     print("| what | requests/s | p50 ms | p99 ms | generator |\n|-|-:|-:|-:|-:|")
     for name, samples in found.items():
         print(row(name, samples))

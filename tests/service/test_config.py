@@ -83,6 +83,7 @@ def test_readable_secret_is_refused(data_folder: Path) -> None:
         ("BARTER_PORT", "٨٠"),
         ("BARTER_WORKERS", "-1"),
         ("BARTER_WORKERS", "1e3"),
+        ("BARTER_ACKNOWLEDGE", "maybe"),
         ("BARTER_SECRET", "short"),
         ("DATABASE_URL", "mysql://db/shop"),
     ],
@@ -109,7 +110,8 @@ def test_nothing_secret_is_printed(data_folder: Path) -> None:
 
 
 def test_a_child_gets_the_same_configuration(data_folder: Path) -> None:
-    config = Config.from_env({"BARTER_DATA": str(data_folder), "BARTER_PORT": "9000"})
+    config = Config.from_env({"BARTER_DATA": str(data_folder), "BARTER_PORT": "9000",
+                              "BARTER_ACKNOWLEDGE": "database"})  # fmt: skip
     assert Config.from_env(config.environment()) == config
 
 
