@@ -61,11 +61,10 @@ class Credits:
 
 def credits_of(connection: Connection, campaign_id: int, stretch: Stretch, until: int) -> Credits:
     """Return what each decision is worth at a place in the log."""
-    packed = (
-        connection.scalar(queries.outcomes_of(stretch.array_of_ids, until))
-        if len(stretch)
-        else None
-    )
+    if not len(stretch):
+        return Credits.none(0)
+    told = {"ids": stretch.array_of_ids, "until": until}
+    packed = connection.scalar(queries.outcomes_of(), told)
     known = functools.partial(definition_of, connection, campaign_id)
     return credited(stretch, packed or b"", known)
 
@@ -74,7 +73,7 @@ def stored(connection: Connection, stretch: Stretch) -> Credits:
     """Return what each decision has been credited with."""
     if not len(stretch):
         return Credits.none(0)
-    packed = connection.scalar(queries.rewards_of(stretch.array_of_ids))
+    packed = connection.scalar(queries.rewards_of(), {"ids": stretch.array_of_ids})
     rows = np.frombuffer(packed or b"", dtype=[(name, kind) for name, _, kind in queries.CREDIT])
     found = Credits.none(len(stretch))
     place = rows["place"].astype(np.int64)

@@ -4,6 +4,7 @@ Every one walks an index from a remembered position; none scans history.
 """
 
 import datetime as dt
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     any_,
+    bindparam,
     case,
     cast,
     exists,
@@ -400,16 +402,20 @@ def packed(row: Any) -> ColumnElement[bytes]:
     return func.string_agg(row, literal(b"", LargeBinary), type_=LargeBinary)
 
 
-def _places(ids: str) -> Any:
-    """Return a table of the ids of an array (its text), each with its place, counted from 1."""
+def _places() -> Any:
+    """Return the table of the ids of an array, ``ids``, each with its place, counted from 1."""
     # Read once as a table: as `= ANY` the text would be read for every row of a scan.
-    told = func.unnest(cast(literal(ids, String), ARRAY(Uuid)))
+    told = func.unnest(cast(bindparam("ids", type_=String), ARRAY(Uuid)))
     return told.table_valued("id", with_ordinality="place", name="wanted").render_derived()
 
 
-def outcomes_of(ids: str, until: int) -> Query:
-    """Return all outcomes of some decisions up to a position, packed rows of `EVENT`."""
-    wanted = _places(ids)
+@functools.cache
+def outcomes_of() -> Query:
+    """Return all outcomes of the decisions ``ids`` up to ``until``, packed rows of `EVENT`.
+
+    Built once, as it is asked many times a second: the ids come as the text of an array.
+    """
+    wanted = _places()
     values = {
         "place": wanted.c.place - 1,
         "kind": case({kind: code for code, kind in enumerate(OUTCOMES)}, value=Outcome.kind),
@@ -420,12 +426,14 @@ def outcomes_of(ids: str, until: int) -> Query:
     }
     row = joined([sent(function, values[name]) for name, function, _ in EVENT])
     told_of = Outcome.decision_id == wanted.c.id
-    return select(packed(row)).join_from(wanted, Outcome, told_of).where(Outcome.position <= until)
+    upto = Outcome.position <= bindparam("until", type_=BigInteger)
+    return select(packed(row)).join_from(wanted, Outcome, told_of).where(upto)
 
 
-def rewards_of(ids: str) -> Query:
-    """Return what some decisions have been credited with, packed rows of `CREDIT`."""
-    wanted = _places(ids)
+@functools.cache
+def rewards_of() -> Query:
+    """Return what the decisions ``ids`` have been credited with, packed rows of `CREDIT`."""
+    wanted = _places()
     values = {name: getattr(Reward, name) for name in AMOUNTS}
     values["place"] = wanted.c.place - 1
     row = joined([sent(function, values[name]) for name, function, _ in CREDIT])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, case, select
+from sqlalchemy import ColumnElement, Connection, case, column, select
 
 from service import queries
 from service.decide import RANDOMISED
@@ -91,14 +91,18 @@ def read(connection: Connection, query: queries.Query, definition: CampaignDefin
     return whole.where(np.argsort(whole.position))
 
 
+@functools.cache
+def _columns() -> tuple[ColumnElement[bool], ColumnElement[bytes]]:
+    """Return whether a decision was randomised, and the packed decisions, in any order."""
+    randomised: ColumnElement[bool] = column("reason").in_(RANDOMISED)
+    fixed = joined([sent(function, column(name)) for name, function, _ in FIXED])
+    arrays = [sent("array_send", column(name)) for name in ("simplex", "context")]
+    return randomised, queries.packed(case((randomised, joined([fixed, *arrays])), else_=fixed))
+
+
 def _packed(query: queries.Query) -> queries.Query:
-    """Return (randomised, packed decisions), in any order."""
-    rows = query.subquery().c
-    randomised = rows.reason.in_(RANDOMISED)
-    fixed = joined([sent(function, rows[name]) for name, function, _ in FIXED])
-    arrays = [sent("array_send", column) for column in (rows.simplex, rows.context)]
-    row = case((randomised, joined([fixed, *arrays])), else_=fixed)
-    return select(randomised, queries.packed(row)).group_by(randomised)
+    randomised, packed = _columns()
+    return select(randomised, packed).select_from(query.subquery()).group_by(randomised)
 
 
 def _unpacked(randomised: bool, packed: bytes, arms: int, width: int) -> Stretch:

@@ -3,24 +3,34 @@
 `live` runs the whole service: an open loop reports so many outcomes a second over HTTP, about
 decisions that were asked for just before, and a process that follows the local log as a serving
 one does takes the time from when a report was sent to when it holds a snapshot that has learnt from
-it. `backlog` stops at nothing but the learner: outcomes that wait in PostgreSQL, of decisions that
-wait with them, then of decisions that have been learnt from; it also tells whose processor time it
-took. Everything shares the machine::
+it. `backlog` is a learner alone: outcomes wait in PostgreSQL, with their decisions, then of
+decisions that have been learnt from; it also tells whose processor time each took. Everything
+shares the machine::
 
     python -m tests.bench.freshness --rate 2000 --seconds 20 --backlog 200000
 """
 
 import argparse
+import bisect
+import http.client
+import json
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from sqlalchemy import Engine, text
 
-from service import campaigns, db, embedded, learner
+from service import campaigns, db, embedded, keys, learner
+from service.catalogue import Catalogue
 from service.config import Config
+from service.spool import Spool
+from service.supervisor import Barter
+from tests.bench import load
+from tests.bench.serving import free_port
 from tests.loop import definition
 
 DECISIONS = text("""
@@ -41,6 +51,11 @@ OUTCOMES = text("""
         CASE n % 4 WHEN 3 THEN 0 ELSE 500 + n * 7919 % 9000 END, now(), now()
     FROM generate_series(CAST(:first AS int), :last) AS n
 """)
+RECEIVED = text("""
+    SELECT position, CAST(extract(epoch FROM received_at) AS float8) FROM outcomes
+    WHERE campaign_id = :campaign ORDER BY position
+""")
+LEARNT = text("SELECT version, outcome_position FROM snapshots WHERE campaign_id = :campaign")
 
 
 class Pace(NamedTuple):
@@ -102,25 +117,116 @@ def fill(
         connection.execute(text("ANALYZE decisions, outcomes"))
 
 
-def main() -> None:
-    """Run it from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tests.bench.freshness", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--backlog", type=int, default=200_000, help="outcomes that wait")
-    given = parser.parse_args()
+class Follower:
+    """Follows the local log of a host as a serving process does; ``taken`` has (version, when)."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._catalogue, self._key = Catalogue(Spool(folder)), key
+        self.taken: list[tuple[int, float]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._catalogue.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._catalogue.stop()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.005):
+            live = self._catalogue.campaign(self._key)
+            if live is not None and (not self.taken or live.version > self.taken[-1][0]):
+                self.taken.append((live.version, time.time()))
+
+
+def live(config: Config, url: str, rate: float, seconds: float) -> tuple[load.Sample, list[float]]:
+    """Report outcomes to a running service; return how it answered, and how old rewards became.
+
+    That is the time from when each was received to when it has moved the probabilities, in seconds.
+    """
+    engine, wanted = db.engine(url), definition(key="live")
+    with db.transaction(engine) as session:
+        number = campaigns.create(session, wanted, actor="bench").id
+        campaigns.transition(session, wanted.key, "launch", actor="bench")
+        _, key = keys.create(session, name="bench", scopes=["decide", "reward"], actor="bench")
+    time.sleep(2)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    made = decided(config.port, headers, round(rate * seconds))
+    events = [
+        {"event_id": str(place), "decision_id": id, "kind": "purchased", "revenue_minor": 3_000}
+        for place, id in enumerate(made)
+    ]
+    asked = [("/v1/outcomes", json.dumps(event), headers) for event in events]
+    time.sleep(2)  # until what was decided has been learnt
+    with Follower(config.data, wanted.key) as follower:
+        answered = load.opened(config.port, *asked, connections=256, seconds=seconds, rate=rate)
+        time.sleep(3)
+    with engine.connect() as connection:
+        moments = connection.execute(RECEIVED, {"campaign": number}).all()
+        learnt = dict(map(tuple, connection.execute(LEARNT, {"campaign": number})))
+    places = [learnt[version] for version, _ in follower.taken]
+    taken = [follower.taken[bisect.bisect_left(places, position)][1] for position, _ in moments]
+    return answered, [when - received for when, (_, received) in zip(taken, moments, strict=True)]
+
+
+def decided(port: int, headers: dict[str, str], number: int) -> list[str]:
+    """Ask for decisions, a thousand in a request; return their ids."""
+    found: list[str] = []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    while len(found) < number:
+        units = range(len(found), min(number, len(found) + 1_000))
+        wanted = [{"campaign": "live", "unit": str(unit)} for unit in units]
+        connection.request("POST", "/v1/decisions", json.dumps({"decisions": wanted}), headers)
+        found += [one["decision_id"] for one in json.load(connection.getresponse())["decisions"]]
+    return found
+
+
+def embedded_backlog(waiting: int) -> dict[str, Pace]:
+    """Run `backlog` on a PostgreSQL of its own."""
     with tempfile.TemporaryDirectory(prefix="barter-bench-", dir="/tmp") as folder:
-        config = Config(data=Path(folder), secret=os.urandom(32))
+        config = Config(data=Path(folder), secret=os.urandom(32).hex().encode())
         url = embedded.start(config)
         try:
             db.migrate(url)
-            for name, pace in backlog(db.engine(url), given.backlog).items():
-                print(
-                    f"{name}: {pace.rate:,.0f} outcomes/s; learner {pace.learner_us:.1f} us, "
-                    f"PostgreSQL {pace.database_us:.1f} us each"
-                )
+            return backlog(db.engine(url), waiting)
         finally:
             embedded.stop(config)
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.freshness", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--rate", type=float, default=2_000, help="outcomes a second (2000)")
+    parser.add_argument("--seconds", type=float, default=20, help="for how long (20)")
+    parser.add_argument("--backlog", type=int, default=200_000, help="outcomes that wait (200000)")
+    parser.add_argument("--rounds", type=int, default=5, help="medians of so many (5)")
+    given = parser.parse_args()
+    for _ in range(given.rounds):
+        with tempfile.TemporaryDirectory(prefix="barter-bench-", dir="/tmp") as folder:
+            config = Config(
+                data=Path(folder), secret=os.urandom(32).hex().encode(), port=free_port(), workers=2
+            )
+            with Barter(config, quiet=True) as barter:
+                answered, old = live(config, barter.database_url, given.rate, given.seconds)
+        print(
+            f"{answered.per_second:,.0f} outcomes/s, p99 {answered.p99:.0f} ms; in probabilities"
+            f" after {np.median(old):.2f} s, p99 {np.quantile(old, 0.99):.2f}, at most"
+            f" {max(old):.2f}; generator {answered.own:.0%} of the machine",
+            flush=True,
+        )
+    for _ in range(given.rounds):
+        for name, pace in embedded_backlog(given.backlog).items():
+            print(
+                f"{name}: {pace.rate:,.0f} outcomes/s; learner {pace.learner_us:.1f} us,"
+                f" PostgreSQL {pace.database_us:.1f} us each",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
