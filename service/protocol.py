@@ -1,15 +1,17 @@
 """HTTP on one connection: uvicorn's protocol, with the hot routes answered in front of it.
 
 A plain POST to a hot route (`service.hot`) becomes neither an ASGI message nor a task: its body
-goes to the route when it is whole, and the answer to the connection when the disk has it. All else,
-also what a hot route leaves, takes uvicorn's way to the application. Everything happens on the
-worker's loop, so no other thread has to be waited for, as with servers that read in threads.
+goes to the route when it is whole, and the answer to the connection when the disk has it. An app
+server asks under the same head every time but for the body's length, so a head that has been
+parsed is known by its bytes. All else, also what a hot route leaves, takes uvicorn's way to the
+application. Everything happens on the worker's loop, so no other thread has to be waited for, as
+with servers that read in threads.
 """
 
 import asyncio
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import (
@@ -24,6 +26,8 @@ WHOLE_BYTES = 1 << 20
 """Bodies up to this size are read in one piece."""
 HEAD_BYTES = 64 << 10
 """What the headers of a request may come to."""
+MAX_HEADS = 1_000
+"""How many heads a worker knows. Those that name their request differ every time."""
 READ_SECONDS = 30.0
 """How long a client may take to send its headers, or the body for a hot route."""
 IDLE_SECONDS = 75.0
@@ -44,9 +48,13 @@ _DONE = _Done()
 class _Hot:
     """One request to a hot route, in the place of uvicorn's cycle of one request."""
 
-    def __init__(self, route: Route, headers: Headers, keep_alive: bool) -> None:
-        self.route, self.headers, self.keep_alive = route, headers, keep_alive
-        self.body = b""
+    __slots__ = (
+        *("route", "headers", "keep_alive", "body"),
+        *("message_event", "response_complete", "disconnected"),
+    )
+
+    def __init__(self, route: Route, headers: Headers, keep_alive: bool, body: bytes = b"") -> None:
+        self.route, self.headers, self.keep_alive, self.body = route, headers, keep_alive, body
         self.message_event = _DONE
         self.response_complete = self.disconnected = False
 
@@ -56,6 +64,8 @@ class Protocol(HttpToolsProtocol):
 
     cycle: Any
     routes: Mapping[bytes, Route] = {}
+    heads: ClassVar[dict[bytes, tuple[Route, Headers, bool, int]]] = {}
+    """Heads of requests to hot routes: what was read of each, and the length of its body."""
     retiring = False
     """Whether another worker serves instead: clients are asked to connect anew."""
 
@@ -63,19 +73,38 @@ class Protocol(HttpToolsProtocol):
     def with_routes(cls, routes: Mapping[str, Route]) -> type["Protocol"]:
         """Return the protocol of a worker that has these hot routes, by path; all are POST."""
         known = {path.encode(): route for path, route in routes.items()}
-        return type("WorkerProtocol", (cls,), {"routes": known})
+        return type("WorkerProtocol", (cls,), {"routes": known, "heads": {}})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         super().connection_made(transport)
         self.since, self.reading, self._head = self.loop.time(), True, 0
+        self._between = True
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
+        idle = self._between and (self.cycle is None or self.cycle.response_complete)
+        end = data.find(b"\r\n\r\n") if idle else -1
+        if end > 0:
+            known = self.heads.get(data[:end])
+            if known is not None and len(data) == end + 4 + known[3]:
+                self._unset_keepalive_if_required()
+                self.cycle = _Hot(*known[:3], data[end + 4 :])
+                self._hand_on(self.cycle)
+                return
         self._head += len(data)
         super().data_received(data)
         if self.reading and self.cycle is None and self._head > HEAD_BYTES:
             self.send_400_response(f"The headers are longer than {HEAD_BYTES} bytes.")
+        elif end > 0 and self._between and isinstance(self.cycle, _Hot):
+            self._remember(data, end, self.cycle)
+
+    def _remember(self, data: bytes, end: int, hot: _Hot) -> None:
+        """Know the head of a request again that came whole and by itself."""
+        if len(data) == end + 4 + len(hot.body):
+            if len(self.heads) >= MAX_HEADS:
+                self.heads.clear()
+            self.heads[data[:end]] = (hot.route, hot.headers, hot.keep_alive, len(hot.body))
 
     def overdue(self, now: float) -> bool:
         """Tell whether the client has been silent for too long to wait any more."""
@@ -87,7 +116,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request; its scope is made only if it goes to the application."""
         self.url, self.headers = b"", []
-        self.expect_100_continue = False
+        self.expect_100_continue = self._between = False
         self.since, self.reading = self.loop.time(), True
 
     def on_headers_complete(self) -> None:
@@ -131,11 +160,13 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Hand a request on that has come whole."""
-        self.reading = False
-        if not isinstance(self.cycle, _Hot):
+        self.reading, self._between = False, True
+        if isinstance(self.cycle, _Hot):
+            self._hand_on(self.cycle)
+        else:
             super().on_message_complete()
-            return
-        hot = self.cycle
+
+    def _hand_on(self, hot: _Hot) -> None:
         try:
             hot.route(hot.headers, hot.body, functools.partial(self._answer, hot))
         except Exception:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from uvicorn.server import ServerState
 
-from service import validation
+from service import db, keys, validation
 from service.config import Config
 from service.decide import fingerprint
 from service.hot import MAX_WAITING
@@ -251,6 +251,52 @@ def test_requests_in_one_piece_are_answered_in_their_order(served: Served) -> No
     assert places == sorted(places)
     assert places[0] < came.index(b"HTTP/1.1 200", 10) < places[1]
     assert came.count(b"HTTP/1.1 200 OK") == 4
+
+
+def test_a_head_that_is_known_is_worth_no_more_than_one_that_is_read(served: Served) -> None:
+    """All on one connection, whose worker has parsed this head before."""
+    units = {
+        name: json.dumps(ASK | {"unit": name, "request_id": name}).encode()
+        for name in ("ana", "bea", "cyd")
+    }
+    head, raw = {}, {}
+    for name, body in units.items():
+        raw[name] = request(served, body, f"Content-Length: {len(body)}")
+        head[name] = raw[name].removesuffix(body)
+    assert head["ana"] == head["bea"] == head["cyd"]
+    ana, bea, cyd = (raw[name] for name in units)
+    pieces = [
+        *([ana], [bea], [cyd]),
+        [bea[:40], bea[40:]],  # known, but cut in its middle
+        [bea[:-3], bea[-3:]],
+        [ana + bea[:50], bea[50:]],  # known, with the next behind it
+        [cyd + cyd],
+        [b"\r\n" + ana],  # as old clients send
+        [bea],
+    ]
+    told: list[bytes] = []
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        for parts in pieces:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.05)
+            came = b""
+            while came.count(b'"products":[') < b"".join(parts).count(b"POST "):
+                came += connection.recv(65536)
+            told += re.findall(rb'"decision_id":"(.{36})"', came)
+        alone = {
+            name: json.loads(heard(served, raw[name])[0][1])["decision_id"].encode()
+            for name in units
+        }
+        assert len(set(alone.values())) == 3
+        order = ("ana", "bea", "cyd", "bea", "bea", "ana", "bea", "cyd", "cyd", "ana", "bea")
+        assert told == [alone[name] for name in order]
+        with db.transaction(served.web.engine) as session:
+            keys.revoke(session, served.web.keys["decide"].split("_")[2], actor="test")
+        served.web.loop.carry()
+        time.sleep(0.2)
+        connection.sendall(ana)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
 
 
 def test_what_a_request_may_look_like(served: Served) -> None:
