@@ -49,7 +49,7 @@ bench-serving: $(STAMP)  ## Time a durable decision beside an empty Flask view
 	$(BIN)/python -m tests.bench.serving
 
 chaos: $(STAMP)  ## Every fault that a host must live through (5 min; service/README.md lists them)
-	$(BIN)/python -m pytest -m crash -p no:cacheprovider $(PYTEST)
+	$(BIN)/python -m pytest -m "crash or chaos" -p no:cacheprovider $(PYTEST)
 
 bench-policies: $(STAMP)  ## Policies beside their peers (hours, resumes; ARGS="--quick" takes a minute)
 	$(BIN)/python -m tests.bench.policies $(ARGS)

@@ -18,6 +18,18 @@ from sqlalchemy.orm import Session
 POSTGRES_MIN = 150000  # as libpq numbers releases
 MIGRATION_LOCK = 7_310_001
 RETRY_SECONDS = 0.5
+GONE_SECONDS = 6
+"""After how long a peer that vanished without a word is taken to be gone, at either end.
+
+Until then the server keeps what its session holds: the log's lock, for which all hosts wait, or a
+campaign's. Linux tells after two hours and more, unless it is asked to look (tcp(7)).
+"""
+_OURS: dict[str, Any] = {
+    "keepalives_idle": 3, "keepalives_interval": 1, "keepalives_count": GONE_SECONDS - 3,
+    "tcp_user_timeout": 1000 * GONE_SECONDS,
+}  # fmt: skip
+_THEIRS = "".join(f" -c tcp_{name.removeprefix('tcp_')}={value}" for name, value in _OURS.items())
+"""What a session asks of the server's end; a Unix socket knows none of it, and needs none."""
 
 
 class UnsupportedPostgres(RuntimeError):
@@ -36,13 +48,13 @@ def engine(
 
     At most ``2 * pool_size`` connections, tested before use. A statement that takes longer than
     ``statement_timeout_seconds`` (0: no limit) is cancelled by the server, and so is a
-    transaction that sits idle for a minute. Waiting for a connection, from the pool or from the
-    server, ends after ``connect_timeout_seconds`` (≥ 2) each. Connecting raises
-    UnsupportedPostgres below 15.
+    transaction that sits idle for a minute, or whose client has gone for `GONE_SECONDS`. Waiting
+    for a connection, from the pool or from the server, ends after ``connect_timeout_seconds`` (≥ 2)
+    each. Connecting raises UnsupportedPostgres below 15.
     """
     settings = (
         f"-c statement_timeout={int(statement_timeout_seconds * 1000)}"
-        " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+        f" -c idle_in_transaction_session_timeout=60000 -c timezone=UTC{_THEIRS}"
     )
     location = _sqlalchemy_url(url)
     given = location.query.get("options", "")
@@ -54,7 +66,8 @@ def engine(
         pool_pre_ping=True,
         # What is written may be personal or a secret's hash: it has no place in our log.
         hide_parameters=True,
-        connect_args={
+        connect_args=_OURS
+        | {
             "application_name": application_name,
             "connect_timeout": connect_timeout_seconds,
             # What the URL asks for comes last and wins.
@@ -111,10 +124,7 @@ def listen(
                 autocommit=True,
                 connect_timeout=5,
                 application_name="barter listen",
-                # A peer that vanished without a word is noticed within half a minute.
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
+                **_OURS,
             ) as connection:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 yield ""

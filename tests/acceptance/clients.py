@@ -178,15 +178,24 @@ class Host:
     ``prefix`` is put before the command, such as `ip netns exec host-1`.
     """
 
-    def __init__(self, config: Config, *, prefix: Sequence[str] = (), **environment: str) -> None:
+    def __init__(
+        self, config: Config, *, prefix: Sequence[str] = (), parts: Sequence[str] = ("serve",),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "service.cli", "serve"],
-            env=os.environ | config.environment() | environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        self._processes = [
+            subprocess.Popen(
+                [*prefix, sys.executable, "-m", "service.cli", part],
+                env=os.environ | config.environment() | dict(environment or {}),
+                start_new_session=True, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+            for part in parts
+        ]  # fmt: skip
 
     def kill(self) -> None:
         """End all its processes, as a power cut would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -168,6 +168,7 @@ class Shop(threading.Thread):
         return found
 
 
+@pytest.mark.chaos
 def test_a_host_that_is_lost_with_its_disk_loses_nothing_that_it_acknowledged(
     own_database: Config, config: Config, key: str, own_engine: Engine
 ) -> None:
