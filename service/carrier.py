@@ -331,16 +331,14 @@ class Carrier:
 
 
 def _copy_list(connection: Connection, found: columnar.Packed) -> None:
-    """Append the decisions of one list, or those of them that are not there yet.
+    """Append the decisions of one list, unless they are there already.
 
     They are new, so all are copied in at once; only where the log is carried a second time under
-    another name PostgreSQL has to look at each. Those of a deleted draft are left out.
+    another name they are there, all of them, because a list is appended as a whole: its first id
+    tells. Those of a deleted draft are left out.
     """
     if not connection.scalar(queries.campaign_is_there(found.campaign_id)):
         return
-    try:
-        with connection.begin_nested():
-            queries.copy(connection, queries.COPY_DECISIONS, columnar.copy_stream(found))
-    except IntegrityError:
-        rows = orjson.dumps(list(columnar.rows(found)))
-        connection.execute(queries.INSERT_DECISIONS, {"rows": rows.decode()})
+    if connection.scalar(queries.decision_is_there(found.ids[: columnar.ID_BYTES])):
+        return
+    queries.copy(connection, queries.COPY_DECISIONS, columnar.copy_stream(found))

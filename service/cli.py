@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import datetime as dt
 import gc
 import getpass
 import inspect
@@ -119,13 +120,16 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     from service import db
     from service.auto import Chooser
     from service.learner import Learner
+    from service.retention import Keeper
     from service.retraining import Retrainer
     from service.supervisor import database_url, follow, until_signalled
     from service.traits import arrivals, schedule
 
     url = database_url(config)
     learner = Learner(db.engine(url))
+    keep = dt.timedelta(days=config.keep_days) if config.keep_days else None
     beside = {
+        "keeper": Keeper(_patient(url), keep=keep).run,
         "chooser": Chooser(db.engine(url)).run,
         "retrainer": Retrainer(db.engine(url)).run,
         "observer": schedule.Observer(_patient(url)).run,
@@ -223,9 +227,18 @@ def verify(config: Config, arguments: argparse.Namespace) -> int:
             engine, arguments.campaign, sample=arguments.sample,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-    same = "equals" if found.digest == found.rebuilt else "DIFFERS FROM"
-    print(f"Snapshot {found.snapshot}: state {found.digest[:16]}… {same} the rebuild from the log.")
+    state = f"Snapshot {found.snapshot}: state {found.digest[:16]}…"
+    if found.recounted:
+        same = "equals" if found.digest == found.rebuilt else "DIFFERS FROM"
+        print(f"{state} {same} the rebuild from the log.")
+    else:
+        print(
+            f"{state} cannot be recounted: what it learnt of decisions up to position"
+            f" {found.dropped:,} is no longer in the log."
+        )
     print(f"{found.replayed} decisions replayed, {len(found.differing)} differ.")
+    if found.lost:
+        print(f"{found.lost} repeat decisions that are no longer in the log.")
     for decision in found.differing[:20]:
         print(f"  differs: {decision}")
     return 0 if found.holds else 1

@@ -10,13 +10,10 @@ Letters: ``B`` decisions, ``A`` arms, ``D`` encoded features.
 
 import datetime as dt
 import struct
-import uuid
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 ID_BYTES = 16
@@ -119,37 +116,6 @@ def arrays(packed: Packed) -> Arrays:
         simplexes,
         np.frombuffer(packed.contexts, "<i4").reshape(rows, -1 if packed.contexts else 0),
     )
-
-
-def rows(packed: Packed) -> Iterator[dict[str, Any]]:
-    """Yield the rows of ``decisions``, as a single decision's entry has them."""
-    found = arrays(packed)
-    decided, expires = (
-        EPOCH + dt.timedelta(microseconds=moment)
-        for moment in (packed.decided_at, packed.expires_at)
-    )
-    for row, place in enumerate(found.kind.tolist()):
-        one, arm = packed.kinds[place], int(found.arm[row])
-        simplex = found.simplexes[row].tolist()
-        yield {
-            "id": uuid.UUID(bytes=found.ids[row].tobytes()),
-            "campaign_id": packed.campaign_id,
-            "revision": packed.revision,
-            "snapshot": packed.snapshot,
-            "unit": f"\\x{found.units[row].tobytes().hex()}",
-            "segment": one.segment,
-            "mask": one.mask,
-            "simplex": simplex,
-            "arm": arm,
-            "propensity": simplex[arm],
-            "reason": one.reason,
-            "origin": None,
-            "why": orjson.Fragment(one.why),
-            "reserved_minor": 0,
-            "decided_at": decided,
-            "expires_at": expires,
-            "context": found.contexts[row].tolist(),
-        }
 
 
 def copy_stream(packed: Packed) -> bytes:

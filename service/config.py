@@ -8,6 +8,7 @@
 | ``BARTER_PORT`` | port to listen on | ``8080`` |
 | ``BARTER_WORKERS`` | web processes | ``2`` |
 | ``BARTER_ACKNOWLEDGE`` | what an answer means: on ``disk``, or in the ``database`` | ``disk`` |
+| ``BARTER_KEEP_DAYS`` | days that the log is kept, at least 31; 0 keeps it for ever | ``0`` |
 | ``BARTER_SECRET`` | at least 32 characters, the root of every signing key | ``secret.key`` |
 
 The data folder is ``$XDG_DATA_HOME/barter``, or ``~/.local/share/barter``, open to its owner
@@ -34,6 +35,8 @@ SYSTEM_DATA = Path("/var/lib/barter")
 SECRET_FILE = "secret.key"
 SECRET_LENGTH_MIN = 32
 Acknowledge = Literal["disk", "database"]
+KEEP_DAYS_MIN = 31
+"""Decisions that were made elsewhere come in up to 30 days late, and must not be taken for new."""
 
 
 class ConfigError(ValueError):
@@ -52,6 +55,7 @@ class Config:
     data: the data folder, which exists. database_url: None means the embedded PostgreSQL.
     port: 1–65535. workers: web processes, ≥ 1. secret: ≥ 32 bytes, never printed.
     acknowledge: what is known of an entry when it is answered (`service.committed`).
+    keep_days: how long the log is kept at least, 0 (for ever) or ≥ 31.
     """
 
     data: Path
@@ -61,6 +65,7 @@ class Config:
     port: int = 8080
     workers: int = 2
     acknowledge: Acknowledge = "disk"
+    keep_days: int = 0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Config":
@@ -78,6 +83,7 @@ class Config:
             port=_integer(env, "BARTER_PORT", default=8080, low=1, high=65535),
             workers=_integer(env, "BARTER_WORKERS", default=2, low=1, high=256),
             acknowledge=_acknowledge(env),
+            keep_days=_keep_days(env),
         )
 
     def key(self, label: str) -> bytes:
@@ -99,6 +105,7 @@ class Config:
             "BARTER_PORT": str(self.port),
             "BARTER_WORKERS": str(self.workers),
             "BARTER_ACKNOWLEDGE": self.acknowledge,
+            "BARTER_KEEP_DAYS": str(self.keep_days),
             "BARTER_SECRET": self.secret.decode(),
             "DATABASE_URL": self.database_url or "",
         }
@@ -212,6 +219,16 @@ def _acknowledge(env: Mapping[str, str]) -> Acknowledge:
         if given == name:
             return cast(Acknowledge, name)
     raise ConfigError("BARTER_ACKNOWLEDGE", f"is {given!r}; it must be disk or database")
+
+
+def _keep_days(env: Mapping[str, str]) -> int:
+    days = _integer(env, "BARTER_KEEP_DAYS", default=0, low=0, high=36_500)
+    if 0 < days < KEEP_DAYS_MIN:
+        raise ConfigError(
+            "BARTER_KEEP_DAYS",
+            f"is {days}; it must be 0, which keeps the log for ever, or at least {KEEP_DAYS_MIN}",
+        )
+    return days
 
 
 def _integer(env: Mapping[str, str], variable: str, *, default: int, low: int, high: int) -> int:

@@ -9,6 +9,10 @@ chosen and with what probabilities), ``outcomes`` (what the customer then did) a
 learner's sum of one decision's outcomes: it can be rebuilt from the log at any time. Only a shipper
 writes to the log, one transaction at a time, so positions become visible in their own order and a
 reader that remembers the last position it has seen misses nothing.
+
+``decisions`` and ``outcomes`` are partitioned by position (`service.partitions`). A decision's id
+and an event's id are unique within each partition by an index of its own, and in all of them
+because who appends looks first, which only one does at a time.
 """
 
 import datetime as dt
@@ -105,7 +109,11 @@ class ApiKey(Base):
 
 
 class Campaign(Base):
-    """An experiment. Its definition is the document that the API and the console edit."""
+    """An experiment. Its definition is the document that the API and the console edit.
+
+    Its decisions up to ``dropped_position`` have been dropped from the log (`service.retention`);
+    they had cost ``dropped_discount_minor``.
+    """
 
     __tablename__ = "campaigns"
     __table_args__ = (
@@ -126,6 +134,8 @@ class Campaign(Base):
     started_at: Mapped[When | None]
     ended_at: Mapped[When | None]
     killed_at: Mapped[When | None]
+    dropped_position: Mapped[Big] = mapped_column(server_default=text("0"))
+    dropped_discount_minor: Mapped[Big] = mapped_column(server_default=text("0"))
 
 
 class CampaignRevision(Base):
@@ -346,10 +356,11 @@ class Decision(Base):
         CheckConstraint("cardinality(simplex) > arm AND arm >= 0", name="decisions_arm"),
         Index("decisions_campaign", "campaign_id", "position"),
         Index("decisions_unit", "unit"),
+        {"postgresql_partition_by": "RANGE (position)"},
     )
 
     position: Mapped[Position]
-    id: Mapped[uuid.UUID] = mapped_column(Uuid, unique=True)
+    id: Mapped[uuid.UUID] = mapped_column(Uuid)
     campaign_id: Mapped[int] = mapped_column(Integer)
     revision: Mapped[int] = mapped_column(Integer)
     snapshot: Mapped[Big]
@@ -405,10 +416,11 @@ class Outcome(Base):
         CheckConstraint(_one_of("kind", OUTCOMES), name="outcomes_kind"),
         Index("outcomes_decision", "decision_id"),
         Index("outcomes_campaign", "campaign_id", "position"),
+        {"postgresql_partition_by": "RANGE (position)"},
     )
 
     position: Mapped[Position]
-    event_id: Mapped[Name] = mapped_column(unique=True)
+    event_id: Mapped[Name]
     campaign_id: Mapped[int] = mapped_column(Integer)
     decision_id: Mapped[uuid.UUID] = mapped_column(Uuid)
     kind: Mapped[Name]

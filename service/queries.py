@@ -5,6 +5,7 @@ Every one walks an index from a remembered position; none scans history.
 
 import datetime as dt
 import functools
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,11 +104,16 @@ INSERT_DECISIONS = text(
         revision, snapshot, unit, segment, mask, simplex, arm, propensity, reason, origin, why,
         reserved_minor, decided_at, expires_at, context, place)
     JOIN campaigns ON campaigns.id = d.campaign_id
+    WHERE NOT EXISTS (SELECT FROM decisions AS known WHERE known.id = d.id)
     ORDER BY d.place
-    ON CONFLICT (id) DO NOTHING
+    ON CONFLICT DO NOTHING
     """
 )
-"""Append decisions in their order; a repeat, or one of a deleted draft, adds nothing."""
+"""Append decisions in their order; a repeat, or one of a deleted draft, adds nothing.
+
+Who holds the log's lock may look first: no partition's index knows the ids of the others. Repeats
+within the statement are that index's to find.
+"""
 
 
 def _copying(table: str, columns: Sequence[str]) -> sql.Composed:
@@ -153,11 +159,12 @@ INSERT_OUTCOMES = text(
         occurred_at timestamptz, received_at timestamptz, discount_minor bigint))
         WITH ORDINALITY AS o (event_id, campaign_id, decision_id, kind, revenue_minor,
         margin_minor, occurred_at, received_at, discount_minor, place)
+    WHERE NOT EXISTS (SELECT FROM outcomes AS known WHERE known.event_id = o.event_id)
     ORDER BY o.place
-    ON CONFLICT (event_id) DO NOTHING
+    ON CONFLICT DO NOTHING
     """
 )
-"""Append outcomes in their order; a repeated event id adds nothing."""
+"""Append outcomes in their order; a repeated event id adds nothing. As above."""
 
 
 AMOUNTS = ("conversions", "revenue_minor", "discount_minor", "profit_minor", "late")
@@ -518,6 +525,11 @@ def campaigns_with_news() -> Query:
 def campaign_is_there(campaign_id: int) -> Query:
     """Tell whether there is a campaign; until the log's lock is let go, it then stays."""
     return select(exists(Campaign.id).where(Campaign.id == campaign_id))
+
+
+def decision_is_there(id: bytes) -> Query:
+    """Tell whether a decision is in the log."""
+    return select(exists(Decision.id).where(Decision.id == uuid.UUID(bytes=id)))
 
 
 def campaign_row(campaign_id: int) -> Query:

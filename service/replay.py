@@ -23,6 +23,10 @@ class Irreproducible(Exception):
     """What the decision was made from is no longer stored, or is not what was stored then."""
 
 
+class OriginDropped(Irreproducible):
+    """The decision that a sticky one repeats is so old that the log no longer has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """A decision as logged and as recomputed."""
@@ -96,6 +100,8 @@ def _drawn(session: Session, decision: Decision) -> Decision | None:
     if decision.reason != "sticky":
         return None
     origin = _decision(session, decision.origin) if decision.origin else None
+    if origin is None and session.get_one(Campaign, decision.campaign_id).dropped_position:
+        raise OriginDropped("the decision that this one repeats has been dropped from the log")
     if origin is None or origin.unit != decision.unit or origin.campaign_id != decision.campaign_id:
         raise Irreproducible("the decision that this one repeats is not in the log")
     return origin

@@ -130,7 +130,8 @@ def _row(session: Session, campaign: Campaign, state: str) -> Row:
         select(func.sum(Reward.discount_minor)).where(Reward.campaign_id == campaign.id)
     )
     promised = runtime().spool.committed(campaign.id)
-    budget, share, held = _budget(plan, int(spent or 0), promised)
+    spent = int(spent or 0) + campaign.dropped_discount_minor
+    budget, share, held = _budget(plan, spent, promised)
     health, told = _health(state, sum(counts.values()), share, learnt)
     total = sum(counts.values())
     return Row(

@@ -98,6 +98,37 @@ def scalar(loop: Loop, request: DecisionRequest, id: uuid.UUID) -> dict[str, Any
     return row
 
 
+def rows_of(packed: columnar.Packed) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``decisions``, as a single decision's entry has them."""
+    found = columnar.arrays(packed)
+    decided, expires = (
+        columnar.EPOCH + dt.timedelta(microseconds=moment)
+        for moment in (packed.decided_at, packed.expires_at)
+    )
+    for row, place in enumerate(found.kind.tolist()):
+        one, arm = packed.kinds[place], int(found.arm[row])
+        simplex = found.simplexes[row].tolist()
+        yield {
+            "id": uuid.UUID(bytes=found.ids[row].tobytes()),
+            "campaign_id": packed.campaign_id,
+            "revision": packed.revision,
+            "snapshot": packed.snapshot,
+            "unit": f"\\x{found.units[row].tobytes().hex()}",
+            "segment": one.segment,
+            "mask": one.mask,
+            "simplex": simplex,
+            "arm": arm,
+            "propensity": simplex[arm],
+            "reason": one.reason,
+            "origin": None,
+            "why": orjson.Fragment(one.why),
+            "reserved_minor": 0,
+            "decided_at": decided,
+            "expires_at": expires,
+            "context": found.contexts[row].tolist(),
+        }
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("sensible", [True, False])
 def test_a_list_decides_as_single_requests_do(loop: Loop, policy: str, sensible: bool) -> None:
@@ -136,7 +167,7 @@ def test_a_list_decides_as_single_requests_do(loop: Loop, policy: str, sensible:
     found = columns.gathered(told, loop.live.definition.reads)
     batch = bulk.decided(loop.runtime, loop.live, units, found, NOW)
     assert batch is not None
-    rows = [orjson.loads(orjson.dumps(row)) for row in columnar.rows(batch.packed())]
+    rows = [orjson.loads(orjson.dumps(row)) for row in rows_of(batch.packed())]
     ids = [uuid.UUID(bytes=one.tobytes()) for one in batch.ids]
     wanted = [scalar(loop, request, id) for request, id in zip(asked, ids, strict=True)]
     if policy != "thompson_beta":
@@ -161,7 +192,7 @@ def test_the_log_has_them_as_any_other_decision(loop: Loop) -> None:
     ((_, kind, body),) = loop.runtime.spool.after(0, limit=10)
     assert kind == DECISIONS
     loop.carry()
-    wanted = {row["id"]: row for row in columnar.rows(columnar.decode(body))}
+    wanted = {row["id"]: row for row in rows_of(columnar.decode(body))}
     with loop.engine.connect() as connection:
         found = connection.execute(select(Decision.__table__)).all()
     assert len(found) == len(wanted) == 300

@@ -84,6 +84,7 @@ def test_readable_secret_is_refused(data_folder: Path) -> None:
         ("BARTER_WORKERS", "-1"),
         ("BARTER_WORKERS", "1e3"),
         ("BARTER_ACKNOWLEDGE", "maybe"),
+        ("BARTER_KEEP_DAYS", "7"),
         ("BARTER_SECRET", "short"),
         ("DATABASE_URL", "mysql://db/shop"),
     ],
