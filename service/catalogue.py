@@ -63,6 +63,11 @@ class Catalogue:
         return list(self._picture.campaigns.values())
 
     @property
+    def knows_units(self) -> bool:
+        """Whether the local file has stored attributes of any unit."""
+        return "units" in self._picture.versions
+
+    @property
     def popular(self) -> tuple[str, ...]:
         """The ids of the products to offer where nothing is known of a unit, best first."""
         return self._picture.popular

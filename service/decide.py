@@ -340,7 +340,7 @@ def _attributes(runtime: Host, made: Draft) -> Mapping[str, object]:
     if definition.reads <= request.attributes.keys():
         return request.attributes
     known = contexts.clock(definition, now)
-    stored = runtime.spool.attributes(made.unit)
+    stored = runtime.spool.attributes(made.unit) if runtime.catalogue.knows_units else None
     if stored is not None:
         known |= contexts.recalled(stored, now)
     if request.product is not None and definition.reads & products.ATTRIBUTES.keys():

@@ -75,6 +75,14 @@ CREATE TABLE IF NOT EXISTS indexed (
     one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER NOT NULL, offset INTEGER NOT NULL,
     number INTEGER NOT NULL);
 """
+HOLDS_UNITS = (
+    "INSERT OR IGNORE INTO cache SELECT 'units', 1, x'' WHERE EXISTS (SELECT 1 FROM customers)"
+)
+"""Note that there are stored attributes: until there are, no decision needs to look for any."""
+ADVANCE = """
+INSERT INTO cache VALUES ('generation', 1, x'') ON CONFLICT (name) DO UPDATE
+SET version = version + 1
+"""
 INDEXED = "SELECT segment, offset, number FROM indexed"
 COMMITTED = """
 SELECT indexed.number, coalesce(reserved - released, 0)
@@ -271,6 +279,7 @@ class Spool:
                 "INSERT OR IGNORE INTO cache VALUES ('spool', 0, ?)", (uuid.uuid4().bytes,)
             )
             connection.execute("INSERT OR IGNORE INTO indexed VALUES (1, ?, ?, ?)", NOWHERE)
+            connection.execute(HOLDS_UNITS)
             self._adopt(connection)
         self.id = uuid.UUID(bytes=self.read("spool"))
         self._mark, self._told_late = Mark(folder / "committed"), late
@@ -481,8 +490,9 @@ class Spool:
             connection.executemany(
                 "INSERT INTO cache VALUES (?, 1, ?) ON CONFLICT (name) DO UPDATE"
                 " SET version = version + 1, value = excluded.value",
-                [*values.items(), ("generation", b"")],
+                values.items(),
             )
+            connection.execute(ADVANCE)
 
     def note(self, name: str, value: bytes) -> None:
         """Replace a cached value that nobody waits for: the generation stays."""
@@ -498,6 +508,8 @@ class Spool:
         """Keep the attributes of units: (pseudonym, JSON)."""
         with self._writing() as connection:
             connection.executemany("INSERT OR REPLACE INTO customers VALUES (?, ?)", rows)
+            if connection.execute(HOLDS_UNITS).rowcount:
+                connection.execute(ADVANCE)
 
     def store_recommended(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         """Keep the products to offer units: (pseudonym, JSON)."""

@@ -195,7 +195,9 @@ def test_a_sticky_arm_that_is_no_longer_eligible_is_drawn_anew(loop: Loop) -> No
 def test_stored_attributes_choose_the_segment(loop: Loop) -> None:
     loop.launch()
     unit = loop.runtime.pseudonym("ana")
+    assert loop.decide("ana")[0].segment == "everyone"
     loop.runtime.spool.store_customers([(unit, b'{"recency_days": 2}')])
+    loop.runtime.catalogue.refresh()
     assert loop.decide("ana")[0].segment == "loyal"
     assert loop.decide("bea")[0].segment == "everyone"
     assert loop.decide("ana", attributes={"recency_days": 20})[0].segment == "everyone"
@@ -301,6 +303,8 @@ def test_a_disk_that_cannot_be_read_still_gets_an_answer(
     for arm in arms[1:]:
         arm["offer"]["max_discount_minor"] = 500
     loop.launch(arms=arms, budget_minor=50_000, sticky_seconds=60)
+    loop.runtime.spool.store_customers([(bytes(16), b"{}")])
+    loop.runtime.catalogue.refresh()
 
     def refuse(*_: object) -> None:
         raise SpoolError("disk I/O error")
@@ -357,6 +361,7 @@ def test_the_clock_tells_features_that_nobody_else_tells(loop: Loop) -> None:
     number = loop.launch(features=features, zone="Asia/Tokyo", starts_at=None)
     unit = loop.runtime.pseudonym("bea")
     loop.runtime.spool.store_customers([(unit, b'{"hour": 3}')])
+    loop.runtime.catalogue.refresh()
     saturday = dt.datetime(2026, 11, 27, 16, 30, tzinfo=dt.UTC)  # half past one in Tokyo
     wanted = [
         DecisionRequest(campaign="spring", unit="ana"),
