@@ -8,10 +8,10 @@ import datetime as dt
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, aliased
 
 from bandits.evaluation import choice
 from service import contexts, queries
@@ -43,6 +43,10 @@ REASONS = {
 }
 
 
+LOOKED = 20_000
+"""How many decisions a page looks through for those that are wanted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     """Which decisions of a campaign are wanted; ``None`` wants all.
@@ -61,6 +65,13 @@ class Filters:
         return repr((self.arm, self.segment, self.reason, self.unit))
 
 
+class Page(NamedTuple):
+    """Some decisions, newest first, and the position before which there may be older ones."""
+
+    decisions: Sequence[Decision]
+    older: int | None
+
+
 def decisions(
     session: Session,
     campaign: Campaign,
@@ -68,26 +79,54 @@ def decisions(
     *,
     before: int | None = None,
     limit: int = 100,
-) -> Sequence[Decision]:
+) -> Page:
     """Return decisions of a campaign, newest first, older than position ``before``.
 
     Raises:
         Invalid: the campaign has no such arm or segment.
     """
     plan = CampaignDefinition.model_validate(campaign.definition)
-    query = select(Decision).where(Decision.campaign_id == campaign.id)
+    wanted: dict[str, Any] = {}
     if filters.arm is not None:
-        query = query.where(Decision.arm == _place("arm", filters.arm, list(plan.arm_index)))
+        wanted["arm"] = _place("arm", filters.arm, list(plan.arm_index))
     if filters.segment is not None:
-        place = _place("segment", filters.segment, plan.segment_keys)
-        query = query.where(Decision.segment == place)
+        wanted["segment"] = _place("segment", filters.segment, plan.segment_keys)
     if filters.reason is not None:
-        query = query.where(Decision.reason == filters.reason)
+        wanted["reason"] = filters.reason
+    query = select(Decision).where(Decision.campaign_id == campaign.id)
     if filters.unit is not None:
         query = query.where(Decision.unit == filters.unit)
+    return page(session, query, wanted, before=before, limit=limit)
+
+
+def page(
+    session: Session,
+    query: Select[Decision],
+    wanted: Mapping[str, Any],
+    *,
+    before: int | None = None,
+    limit: int = 100,
+) -> Page:
+    """Return a page of the decisions that a query selects and whose columns are as wanted.
+
+    It is the query that has an index. What is wanted besides may be as rare as can be, so it is
+    looked for among the next `LOOKED` only: a page may be empty and still not the last.
+    """
     if before is not None:
         query = query.where(Decision.position < before)
-    return session.scalars(query.order_by(Decision.position.desc()).limit(limit)).all()
+    newest = query.order_by(Decision.position.desc())
+    one = aliased(Decision, newest.limit(LOOKED).subquery()) if wanted else Decision
+    chosen = select(one).where(*(getattr(one, name) == value for name, value in wanted.items()))
+    if not wanted:
+        chosen = newest
+    found = session.scalars(chosen.order_by(None).order_by(one.position.desc()).limit(limit + 1))
+    rows = found.all()
+    if len(rows) > limit:
+        return Page(rows[:limit], rows[limit - 1].position)
+    if not wanted:
+        return Page(rows, None)
+    looked = newest.with_only_columns(Decision.position).offset(LOOKED - 1).limit(1)
+    return Page(rows, session.scalar(looked))
 
 
 def _place(field: str, key: str, keys: Sequence[str]) -> int:

@@ -47,7 +47,7 @@ def campaign_decisions(key: str) -> Reply:
         )
         listing = f"console decisions {campaign.id} {filters.name}"
         found = history.decisions(
-            session, campaign, filters, before=_before(listing), limit=PAGE_SIZE + 1
+            session, campaign, filters, before=_before(listing), limit=PAGE_SIZE
         )
         shown = _page(session, found, listing, [campaign])
     plan = campaigns.definition(campaign)
@@ -73,15 +73,13 @@ def decision_log() -> Reply:
     with database() as session:
         known = session.scalars(select(Campaign).order_by(Campaign.key)).all()
         listing = f"console decisions {chosen['campaign']} {chosen['reason']}"
-        wanted = [one for one in known if chosen["campaign"] in ("", one.key)]
-        query = select(Decision).where(Decision.campaign_id.in_([one.id for one in wanted]))
-        before = _before(listing)
-        if chosen["reason"]:
-            query = query.where(Decision.reason == chosen["reason"])
-        if before is not None:
-            query = query.where(Decision.position < before)
-        newest = query.order_by(Decision.position.desc()).limit(PAGE_SIZE + 1)
-        shown = _page(session, session.scalars(newest).all(), listing, known)
+        query = select(Decision)
+        if chosen["campaign"]:
+            ids = [one.id for one in known if one.key == chosen["campaign"]]
+            query = query.where(Decision.campaign_id.in_(ids))
+        wanted = {"reason": chosen["reason"]} if chosen["reason"] else {}
+        found = history.page(session, query, wanted, before=_before(listing), limit=PAGE_SIZE)
+        shown = _page(session, found, listing, known)
     names = [(one.key, campaigns.definition(one).name) for one in known]
     return render(
         "decisions.html",
@@ -115,14 +113,14 @@ def _before(listing: str) -> int | None:
 
 
 def _page(
-    session: Session, found: Sequence[Decision], listing: str, known: Sequence[Campaign]
+    session: Session, found: history.Page, listing: str, known: Sequence[Campaign]
 ) -> dict[str, Any]:
-    shown, older = found[:PAGE_SIZE], None
-    if len(found) > PAGE_SIZE:
+    older = None
+    if found.older is not None:
         key = runtime().config.key("cursor")
-        older = address(cursor=security.sign_cursor(key, listing, shown[-1].position))
+        older = address(cursor=security.sign_cursor(key, listing, found.older))
     return {
-        "rows": table(session, shown, known),
+        "rows": table(session, found.decisions, known),
         "newer": address(cursor=None) if request.args.get("cursor") else None,
         "older": older,
     }

@@ -115,9 +115,14 @@ class Call:
 
     def next(self, listing: str, page: Any, places: Sequence[int]) -> str | None:
         """Return the cursor of the next page; one place more than the limit shows there is one."""
-        if len(places) <= page.limit:
+        more = len(places) > page.limit
+        return self.cursor(listing, places[page.limit - 1] if more else None)
+
+    def cursor(self, listing: str, place: int | None) -> str | None:
+        """Return the cursor of the page after a place, if there is one."""
+        if place is None:
             return None
-        return security.sign_cursor(self._cursor_key, listing, places[page.limit - 1])
+        return security.sign_cursor(self._cursor_key, listing, place)
 
     @property
     def _cursor_key(self) -> bytes:

@@ -279,7 +279,8 @@ def list_decisions(call: Call, key: str, query: DecisionsPage) -> DecisionLog:
     """Read a campaign's decision log, newest first.
 
     Filter by arm, segment, reason or unit; pages stay the same however many decisions arrive
-    meanwhile. A decision appears as soon as it has reached the database, normally at once.
+    meanwhile. A page looks through 20,000 decisions at most, so one with few or none may still
+    have a next. A decision appears as soon as it has reached the database, normally at once.
     """
     unit = None if query.unit is None else call.runtime.pseudonym(query.unit)
     filters = Filters(arm=query.arm, segment=query.segment, reason=query.reason, unit=unit)
@@ -287,12 +288,10 @@ def list_decisions(call: Call, key: str, query: DecisionsPage) -> DecisionLog:
     with call.transaction() as session:
         campaign = campaigns.get(session, key)
         found = history.decisions(
-            session, campaign, filters, before=call.start(listing, query), limit=query.limit + 1
+            session, campaign, filters, before=call.start(listing, query), limit=query.limit
         )
-        lines = _lines(session, campaign, found[: query.limit])
-        return DecisionLog(
-            decisions=lines, next=call.next(listing, query, [one.position for one in found])
-        )
+        lines = _lines(session, campaign, found.decisions)
+        return DecisionLog(decisions=lines, next=call.cursor(listing, found.older))
 
 
 @log_api.route(

@@ -32,6 +32,7 @@ from service.models import Snapshot
 from tests.loop import definition
 
 ARMS, FEATURES, LEARNT, GROUP = 10, 64, 20_000, 100_000
+SIZE = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('decisions')"
 
 
 def plan() -> Any:
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 once(config, url, given, number, chosen.rows)
             with engine.connect() as connection:
                 stored = connection.scalar(text("SELECT count(*) FROM decisions"))
-                size = connection.scalar(text("SELECT pg_total_relation_size('decisions')"))
+                size = connection.scalar(text(SIZE))
             print(f"\n{stored:,} decisions in PostgreSQL, {size / stored:,.0f} bytes each")
             engine.dispose()
         finally:

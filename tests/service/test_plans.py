@@ -1,0 +1,210 @@
+"""What PostgreSQL does for hot paths and pages on a log that has grown: it never reads it whole.
+
+The statements are those that the code really executes, with their values: they are recorded while
+it learns, carries, settles and shows pages, and explained afterwards.
+"""
+
+import datetime as dt
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from flask import Flask
+from sqlalchemy import Engine, event, select, text
+
+from service import campaigns, db, history, partitions, queries, upkeep
+from service.config import Config
+from service.learner import Learner
+from service.messages import DecisionReply
+from service.models import Campaign, Decision
+from tests.loop import Loop, definition, running
+from tests.service.test_console import Browser
+
+LOG = re.compile(r"(decisions|outcomes|rewards)(_\d+)?$")
+SMALL = 1000
+"""Rows of a table that is as well read whole."""
+ARMS = [
+    {"key": "none", "name": "None", "offer": {"kind": "none"}},
+    {"key": "ten", "name": "0.10", "offer": {"kind": "amount", "amount_minor": 10}},
+    {"key": "twenty", "name": "0.20", "offer": {"kind": "amount", "amount_minor": 20}},
+]
+FILL = """
+INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
+    propensity, reason, why, decided_at, expires_at)
+SELECT gen_random_uuid(), :campaign + n % 50, 1, 0, substr(sha256(n::text::bytea), 1, 16), n % 2, 7,
+    '{.5,.3,.2}', n % 3, .3, 'policy', '{"masked":{}}', now(), now() + interval '1 hour'
+FROM generate_series(1, 10000) AS n;
+INSERT INTO outcomes (event_id, campaign_id, decision_id, kind, revenue_minor, occurred_at,
+    received_at)
+SELECT id::text, campaign_id, id, 'purchased', 3000, decided_at, decided_at
+FROM decisions WHERE position > :since;
+"""
+REWARDS = """
+INSERT INTO rewards (decision_id, campaign_id, conversions, revenue_minor, discount_minor,
+    profit_minor) SELECT decision_id, campaign_id, 1, 3000, 300, 900 FROM outcomes
+"""
+LEARNT = """
+INSERT INTO snapshots (campaign_id, version, revision, state, digest, decision_position,
+    outcome_position)
+SELECT c.id, 100, 1, s.state, s.digest, (SELECT max(position) FROM decisions), (SELECT max(position)
+FROM outcomes) FROM campaigns AS c, snapshots AS s WHERE s.version = 1
+"""
+CAMPAIGNS = """
+INSERT INTO campaigns (key, state, definition, seed)
+SELECT 'other-' || n, 'running', jsonb_set(definition, '{key}', to_jsonb('other-' || n)), seed
+FROM campaigns, generate_series(1, 49) AS n;
+INSERT INTO campaign_revisions (campaign_id, revision, definition, author)
+SELECT id, 1, definition, 'test' FROM campaigns ON CONFLICT DO NOTHING;
+"""
+
+
+class Asked(NamedTuple):
+    """A statement as the driver was given it, and what asked for it."""
+
+    by: str
+    statement: str
+    values: Any
+
+
+class Record:
+    """The statements about the log that engines have executed."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.by = ""
+
+    def listen(self, engine: Engine) -> None:
+        event.listen(engine, "before_cursor_execute", self._note)
+
+    @contextmanager
+    def of(self, by: str) -> Iterator[None]:
+        self.by, before = by, len(self.asked)
+        yield
+        self.by = ""
+        assert len(self.asked) > before, f"{by} asked the log nothing"
+
+    def _note(self, _: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
+        verb = statement.lstrip().split(maxsplit=1)[0].upper()
+        about = re.search(r"\b(decisions|outcomes|rewards)\b", statement)
+        if self.by and about and verb in ("SELECT", "INSERT", "WITH", "UPDATE", "DELETE"):
+            self.asked.append(Asked(self.by, statement, values))
+
+
+@pytest.fixture
+def grown(config: Config, engine: Engine) -> Iterator[Loop]:
+    """A host with 50 campaigns and a log of 20,000 decisions in two partitions."""
+    with running(config, engine) as loop:
+        campaign = loop.launch(budget_minor=10**9, arms=ARMS)
+        loop.shop(20)
+        loop.carry()
+        loop.learn(campaign)
+        with engine.begin() as connection:
+            for statement in CAMPAIGNS.split(";")[:-1]:
+                connection.execute(text(statement))
+            for since in (0, 100_000):
+                for statement in FILL.split(";")[:-1]:
+                    values = {"campaign": campaign, "since": since}
+                    connection.execute(text(statement).bindparams(
+                        **{name: values[name] for name in values if f":{name}" in statement}
+                    ))  # fmt: skip
+                for table in partitions.UNIQUE:
+                    first = partitions.partitions(connection, table)[0]
+                    partitions.finish(connection, first)
+            connection.execute(text(REWARDS + " ON CONFLICT DO NOTHING"))
+            connection.execute(text(LEARNT))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ANALYZE"))
+        loop.carry()
+        yield loop
+
+
+def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the nodes of a plan that read a table or an index."""
+    if "Relation Name" in node or "Index Name" in node:
+        yield node
+    for below in node.get("Plans", ()):
+        yield from scans(below)
+
+
+def explained(engine: Engine, asked: list[Asked]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (who asked, a scan of its plan)."""
+    with engine.connect() as connection:
+        # As on a disk without a head, or in memory: rows here and there cost little more.
+        connection.execute(text("SET random_page_cost = 1.1"))
+        for one in asked:
+            found = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {one.statement}", one.values)
+            for scan in scans(found.scalar_one()[0]["Plan"]):
+                yield one.by, scan
+
+
+def shown(
+    app: Flask, record: Record, campaign: Campaign, made: list[DecisionReply], unit: bytes
+) -> None:
+    """Open every page that shows the log."""
+    record.listen(app.extensions["barter.engine"])
+    browser = Browser(app).log_in("admin")
+    key = campaign.key
+    log, one = f"/campaigns/{key}/decisions", f"/decisions/{made[0].decision_id}"
+    every = ("/decisions", "/decisions?reason=killed", f"/decisions?campaign={key}", one)
+    of_one = (log, f"{log}?arm=ten", f"{log}?reason=killed", f"/campaigns/{key}")
+    for page in ("/campaigns", f"/customers/{unit.hex()}", *every, *of_one):
+        with record.of(page):
+            assert browser.client.get(page).status_code == 200, page
+
+
+def hot(loop: Loop, record: Record, campaign: int) -> list[DecisionReply]:
+    """Carry, learn and settle."""
+    made = loop.shop(20)
+    again = loop.outcome(made[0])
+    assert again.accepted == 1
+    with record.of("carrier"):
+        loop.carry()
+    with record.of("learner"):
+        Learner(loop.engine, backend="numpy").step()
+    loop.outcome(made[1], kind="returned", revenue_minor=100)
+    loop.carry()
+    with record.of("learner, of what was learnt"):
+        loop.learn(campaign)
+    with record.of("settling"):
+        later = dt.datetime.now(dt.UTC) + dt.timedelta(days=100)
+        upkeep.settle(loop.engine, campaign, now=later)
+    with record.of("lists"), loop.engine.connect() as connection:
+        connection.execute(queries.decision_is_there(made[0].decision_id.bytes))
+    return made
+
+
+def test_no_hot_path_and_no_page_reads_the_log_whole(
+    grown: Loop, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it is few of all that there are.
+    monkeypatch.setattr(upkeep, "SETTLE_ROWS", 100)
+    monkeypatch.setattr(history, "LOOKED", 100)
+    record = Record()
+    record.listen(grown.engine)
+    with db.transaction(grown.engine) as session:
+        campaign = campaigns.get(session, definition().key)
+        unit = session.scalars(select(Decision.unit).limit(1)).one()
+        made = hot(grown, record, campaign.id)
+        shown(app, record, campaign, made, unit)
+        with record.of("a unit's decisions"):
+            history.decisions(session, campaign, history.Filters(unit=unit))
+    with grown.engine.connect() as connection:
+        sizes: dict[str, float] = dict(
+            connection.execute(text("SELECT relname, reltuples FROM pg_class")).all()
+        )
+        columns: dict[str, str] = dict(connection.execute(text(
+            "SELECT indexname, regexp_replace(tablename, '_[0-9]+$', '') || ' '"
+            " || substring(indexdef FROM '\\((.*)\\)') FROM pg_indexes"
+        )).all())  # fmt: skip
+    whole, used = set(), set()
+    for by, scan in explained(grown.engine, record.asked):
+        relation = scan.get("Relation Name", "")
+        if scan["Node Type"] == "Seq Scan" and LOG.match(relation) and sizes[relation] > SMALL:
+            whole.add((by, relation))
+        if "Index Name" in scan:
+            used.add(columns[scan["Index Name"]])
+    assert whole == set(), whole
+    # An index that none of these needs costs every row that is appended.
+    assert {one for one in columns.values() if LOG.match(one.split()[0])} - used == set()
