@@ -114,6 +114,7 @@ class Carrier:
         self._customers = _Followed(Customer.updated_at, queries.customers_since)
         self._products = _Followed(Product.updated_at, queries.products_since)
         self._newest: dict[int, tuple[int, int | None]] = {}
+        self._listed: tuple[Any, ...] = ()
         self._refreshed_at = self._pruned_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -223,26 +224,7 @@ class Carrier:
     def refresh(self) -> None:
         """Bring campaigns, keys, snapshots and stored attributes down; write only what changed."""
         with self._engine.connect() as connection:
-            campaigns = [
-                {
-                    "id": row.id,
-                    "revision": row.revision,
-                    "state": row.state,
-                    "killed": row.killed_at is not None,
-                    "seed": row.seed.hex(),
-                    "definition": row.definition,
-                }
-                for row in connection.execute(queries.catalogue_rows())
-            ]
-            keys = [
-                {
-                    "public_id": row.public_id,
-                    "name": row.name,
-                    "secret_sha256": row.secret_sha256.hex(),
-                    "scopes": row.scopes,
-                }
-                for row in connection.execute(queries.live_keys())
-            ]
+            listed, catalogue = self._catalogue(connection)
             newest = {
                 row.id: (row.version, row.retraining)
                 for row in connection.execute(queries.newest_versions())
@@ -252,19 +234,50 @@ class Carrier:
                 row.campaign_id: row.released_minor for row in connection.execute(queries.budgets())
             }
             popular = connection.scalar(queries.popular_products())
-        catalogue = orjson.dumps({"campaigns": campaigns, "keys": keys})
-        values = {"catalogue": catalogue, **snapshots}
+        values = snapshots
+        if catalogue is not None:
+            values["catalogue"] = catalogue
         if popular is not None:
             values["popular"] = orjson.dumps(popular)
         changed = {name: value for name, value in values.items() if self._spool.read(name) != value}
         if changed:
             self._spool.write(changed)
-        self._newest = newest
+        self._newest, self._listed = newest, listed
         if released != self._released:
             self._spool.release(released)
             self._released = released
         with self._engine.connect() as connection:
             self._keep_attributes(connection)
+
+    def _catalogue(self, connection: Connection) -> tuple[tuple[Any, ...], bytes | None]:
+        """Return what campaigns and keys are told apart by, and all of them, if that is news.
+
+        Ten thousand campaigns take more than a second to be read, so that is only done then.
+        """
+        stamp = connection.scalar(queries.CATALOGUE_STAMP)
+        keys = [
+            {
+                "public_id": row.public_id,
+                "name": row.name,
+                "secret_sha256": row.secret_sha256.hex(),
+                "scopes": row.scopes,
+            }
+            for row in connection.execute(queries.live_keys())
+        ]
+        if (stamp, keys) == self._listed:
+            return (stamp, keys), None
+        campaigns = [
+            {
+                "id": row.id,
+                "revision": row.revision,
+                "state": row.state,
+                "killed": row.killed_at is not None,
+                "seed": row.seed.hex(),
+                "definition": row.definition,
+            }
+            for row in connection.execute(queries.catalogue_rows())
+        ]
+        return (stamp, keys), orjson.dumps({"campaigns": campaigns, "keys": keys})
 
     def _states(
         self, connection: Connection, newest: dict[int, tuple[int, int | None]]

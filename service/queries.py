@@ -547,6 +547,13 @@ def revision_definition(campaign_id: int, revision: int) -> Query:
     )
 
 
+CATALOGUE_STAMP = text(
+    "SELECT md5(string_agg(concat_ws(' ', id, revision, state, killed_at), ',' ORDER BY id))"
+    " FROM campaigns"
+)
+"""What differs whenever `catalogue_rows` do: another definition has another revision."""
+
+
 def catalogue_rows() -> Query:
     """Return every campaign as serving processes need it."""
     return select(
