@@ -1,4 +1,9 @@
-"""One web worker: uvicorn with our protocol in front and Flask behind it."""
+"""One web worker: uvicorn with our protocol in front and Flask behind it.
+
+All workers of a host take connections from one socket, and whichever is quickest to wake would take
+all of a client that opens a few: then one core works and the others look on. So who has connections
+already waits the longer the more it has, at most `PATIENCE_SECONDS`, before it takes others.
+"""
 
 import asyncio
 import contextlib
@@ -18,6 +23,7 @@ from service.protocol import IDLE_SECONDS, Protocol
 from service.workers import READY, RETIRE, STOP_SECONDS
 
 SWEEP_SECONDS = 5.0
+PATIENCE_SECONDS = 0.003
 log = structlog.get_logger()
 
 
@@ -26,6 +32,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Flask, routes: dict[str, Route]) -> None:
         self._protocol: Any = Protocol.with_routes(routes)
+        self._listeners: list[socket.socket] = []
+        self._taking: set[asyncio.Task[Any]] = set()
         super().__init__(
             uvicorn.Config(
                 Gateway(app), http=self._protocol, ws="none", lifespan="off", loop="uvloop",
@@ -37,7 +45,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and say so."""
-        await super().startup(sockets)
+        await super().startup([])
+        self._listeners = list(sockets or [])
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._ready, listener)
         asyncio.get_running_loop().add_signal_handler(RETIRE, self._retire)
         if number := os.environ.get(READY):
             with contextlib.suppress(OSError):  # nobody may listen
@@ -53,10 +64,56 @@ class Server(uvicorn.Server):
                     one.transport.close()
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those that there are."""
+        self._close()
+        await super().shutdown(sockets)
+
+    def _ready(self, listener: socket.socket) -> None:
+        """Take connections, or let others be quicker who have fewer."""
+        own, loop = len(self.server_state.connections), asyncio.get_running_loop()
+        if own == 0:
+            self._take(listener, 1)
+            return
+        loop.remove_reader(listener)
+        # The loop counts milliseconds. A burst is taken in a few turns, each worker its part.
+        wait = min(0.001 * own.bit_length(), PATIENCE_SECONDS)
+        loop.call_later(wait, self._take_late, listener, 1 + own // 2)
+
+    def _take_late(self, listener: socket.socket, most: int) -> None:
+        if listener in self._listeners:
+            self._take(listener, most)
+            asyncio.get_running_loop().add_reader(listener, self._ready, listener)
+
+    def _take(self, listener: socket.socket, most: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            for _ in range(most):
+                taken, _ = listener.accept()
+                taken.setblocking(False)
+                task = loop.create_task(loop.connect_accepted_socket(self._connection, taken))
+                self._taking.add(task)
+                task.add_done_callback(self._taking.discard)
+        except BlockingIOError:
+            return  # somebody was quicker
+        except OSError:
+            log.exception("connection_not_taken")
+
+    def _connection(self) -> Protocol:
+        made: Protocol = self._protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )  # fmt: skip
+        return made
+
     def _retire(self) -> None:
         self._protocol.retiring = True
-        for server in self.servers:
-            server.close()
+        self._close()
+
+    def _close(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+        self._listeners = []
 
 
 def serve(app: Flask, routes: dict[str, Route], listener: socket.socket) -> None:

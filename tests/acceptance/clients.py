@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from sqlalchemy import Engine, Select, func, select
 
@@ -22,6 +23,8 @@ from service.supervisor import Barter
 from tests.loop import BUYS
 
 CLIENTS = 6
+PAUSE_SECONDS = 0.01
+"""Between two purchases: enough load to be hit by every fault, little enough to check it all."""
 
 
 def free_port() -> int:
@@ -71,6 +74,7 @@ class Load:
             self.local.connection = connection if number % 2 == 0 else None
             while not self._stop.is_set():
                 self._buy(chance)
+                time.sleep(PAUSE_SECONDS)
 
     def _buy(self, chance: random.Random) -> None:
         request_id = uuid.uuid4().hex
@@ -122,6 +126,24 @@ class Load:
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+
+
+def shares(port: int, workers: Sequence[int], *, connections: int) -> list[int]:
+    """Return how many of some connections, opened one after the other, each worker has taken."""
+    before = [_sockets(worker) for worker in workers]
+    with contextlib.ExitStack() as stack:
+        for _ in range(connections):
+            kept = stack.enter_context(
+                contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20))
+            )
+            kept.request("GET", "/healthz")
+            kept.getresponse().read()
+        return [_sockets(one) - old for one, old in zip(workers, before, strict=True)]
+
+
+def _sockets(process: int) -> int:
+    files = [os.readlink(one) for one in Path(f"/proc/{process}/fd").iterdir() if one.is_symlink()]
+    return sum(one.startswith("socket:") for one in files)
 
 
 def kill(pid: int | None) -> None:

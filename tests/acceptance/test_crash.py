@@ -25,6 +25,8 @@ from tests.acceptance.clients import (
     hang,
     kill,
     renew,
+    shares,
+    until,
     wait_until_learnt,
 )
 from tests.conftest import SECRET
@@ -47,6 +49,8 @@ def test_nothing_acknowledged_is_lost_or_doubled(
         campaigns.transition(session, "spring", "launch", actor="test")
         _, key = keys.create(session, name="load", scopes=["decide", "reward"], actor="test")
     with Barter(config, quiet=True) as barter:
+        workers = children(barter.pids()["web"])
+        until(lambda: min(shares(config.port, workers, connections=8)) >= 2)
         with Load(config.port, key) as load:
             time.sleep(2)
             renew(barter)
