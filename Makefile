@@ -61,7 +61,8 @@ serve: $(STAMP)  ## Start the service with its own PostgreSQL, or with DATABASE_
 	$(BIN)/barter serve
 
 # Types take a core two minutes, in which the tests may have begun. A file of tests stays in one of
-# two processes, each with a PostgreSQL of its own.
+# two processes, each with a PostgreSQL of its own. They go in the order of their names: by the
+# number of tests, which is pytest-xdist's own, the longest come last, and one process waits.
 test: $(STAMP) chromium  ## Check and run all tests (DATABASE_URL=... tests on that server)
 	@$(MAKE) --no-print-directory -j2 check suite
 
@@ -70,7 +71,7 @@ suite: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 suite: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 suite: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 suite: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
