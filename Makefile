@@ -48,7 +48,7 @@ demo: $(STAMP)  ## Show the whole loop on real retail data; Ctrl-C ends it
 bench-serving: $(STAMP)  ## Time a durable decision beside an empty Flask view
 	$(BIN)/python -m tests.bench.serving
 
-chaos: $(STAMP)  ## Every fault that a host must live through (5 min; service/README.md lists them)
+chaos: $(STAMP)  ## Every fault that a host must live through (8 min; service/README.md lists them)
 	$(BIN)/python -m pytest -m "crash or chaos" -p no:cacheprovider $(PYTEST)
 
 bench-policies: $(STAMP)  ## Policies beside their peers (hours, resumes; ARGS="--quick" takes a minute)
