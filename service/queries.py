@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
+    Integer,
     LargeBinary,
     Row,
     Select,
@@ -33,7 +34,6 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    tuple_,
 )
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
@@ -482,18 +482,30 @@ def snapshot_place(campaign_id: int, version: int) -> Query:
     )
 
 
+def _those(places: Sequence[tuple[int, int]]) -> Any:
+    """Return a table of pairs: a campaign, and the number of one of its snapshots or retrainings.
+
+    As arrays, of any length: PostgreSQL takes a list of some thousand pairs for too complex.
+    """
+    campaigns, numbers = zip(*places, strict=True)
+    arrays = literal(campaigns, ARRAY(Integer)), literal(numbers, ARRAY(BigInteger))
+    return func.unnest(*arrays).table_valued("id", "number", name="wanted").render_derived()
+
+
 def snapshot_states(places: Sequence[tuple[int, int]]) -> Query:
     """Return some snapshots as they are stored, by (campaign, version)."""
-    place = tuple_(Snapshot.campaign_id, Snapshot.version)
+    those = _those(places)
+    that = and_(Snapshot.campaign_id == those.c.id, Snapshot.version == those.c.number)
     return select(
-        Snapshot.campaign_id, Snapshot.version, Snapshot.revision, Snapshot.state, Snapshot.usual
-    ).where(place.in_(places))
+        Snapshot.campaign_id, Snapshot.version, Snapshot.revision, Snapshot.state, Snapshot.usual,
+    ).join_from(those, Snapshot, that)  # fmt: skip
 
 
 def fitted_states(places: Sequence[tuple[int, int]]) -> Query:
     """Return what some retrainings fitted, by (campaign, number)."""
-    place = tuple_(Retraining.campaign_id, Retraining.number)
-    return select(Retraining.campaign_id, Retraining.state).where(place.in_(places))
+    those = _those(places)
+    that = and_(Retraining.campaign_id == those.c.id, Retraining.number == those.c.number)
+    return select(Retraining.campaign_id, Retraining.state).join_from(those, Retraining, that)
 
 
 def campaigns_with_news() -> Query:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, func, select
 
-from service import customers, db
+from service import customers, db, queries
 from service.carrier import Carrier
 from service.config import Config
 from service.imports import load
@@ -123,3 +123,15 @@ def test_states_that_are_here_already_are_not_fetched_again(loop: Loop) -> None:
     generation = loop.runtime.spool.generation()
     fresh.refresh()
     assert loop.runtime.spool.generation() == generation, "nothing was new"
+
+
+def test_snapshots_of_very_many_campaigns_come_down_at_once(loop: Loop) -> None:
+    campaign = loop.launch()
+    loop.shop(5)
+    loop.carry()
+    loop.learn(campaign)
+    places = [(campaign + place, 1) for place in range(20_000)]
+    with loop.engine.connect() as connection:
+        found = connection.execute(queries.snapshot_states(places)).all()
+        assert [row.campaign_id for row in found] == [campaign]
+        assert connection.execute(queries.fitted_states(places)).all() == []
