@@ -7,6 +7,7 @@ few milliseconds; readers always see one whole, immutable picture.
 
 import threading
 import time
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ class KeyView:
 @dataclass(frozen=True)
 class _Picture:
     generation: int = -1
-    versions: dict[str, int] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     campaigns: dict[str, LiveCampaign] = field(default_factory=dict)
     keys: dict[str, KeyView] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Catalogue:
     @property
     def loaded(self) -> bool:
         """Whether the carrier has ever brought a catalogue to this host."""
-        return "catalogue" in self._picture.versions
+        return "catalogue" in self._picture.names
 
     def campaign(self, key: str) -> LiveCampaign | None:
         """Return a campaign by its key."""
@@ -65,7 +66,7 @@ class Catalogue:
     @property
     def knows_units(self) -> bool:
         """Whether the local file has stored attributes of any unit."""
-        return "units" in self._picture.versions
+        return "units" in self._picture.names
 
     @property
     def popular(self) -> tuple[str, ...]:
@@ -121,25 +122,46 @@ class Catalogue:
                 self._stop.wait(1.0)
 
     def _load(self, generation: int) -> _Picture:
-        old, versions = self._picture, self._spool.versions()
-        if versions.get("catalogue") == old.versions.get("catalogue"):
-            rows, keys = old.rows, old.keys
-        else:
+        old = self._picture
+        changed = self._spool.changed(old.generation).keys()
+        rows, keys, popular = old.rows, old.keys, old.popular
+        if "catalogue" in changed:
             document = orjson.loads(self._spool.read("catalogue"))
             rows = {row["id"]: row for row in document["campaigns"]}
             keys = {row["public_id"]: _key(row) for row in document["keys"]}
+        if "popular" in changed:
+            popular = tuple(orjson.loads(self._spool.read("popular")))
+        names = old.names | (changed & {"catalogue", "units"})
+        if rows is old.rows and len(rows) == len(old.campaigns):
+            campaigns = self._with_news(changed)
+        else:
+            campaigns = self._all(rows, changed)
+        return _Picture(generation, names, rows, campaigns, keys, popular)
+
+    def _with_news(self, changed: Set[str]) -> dict[str, LiveCampaign]:
+        """Return the campaigns of before, with their new snapshots: few of many."""
+        campaigns = dict(self._picture.campaigns)
+        for name in changed:
+            kind, _, id = name.partition(":")
+            row = self._picture.rows.get(int(id)) if kind == "snapshot" else None
+            if row is not None:
+                key = row["definition"]["key"]
+                loaded = self._load_campaign(row, name, campaigns[key], same=True)
+                campaigns[key] = loaded or campaigns[key]
+        return campaigns
+
+    def _all(self, rows: dict[int, dict[str, Any]], changed: Set[str]) -> dict[str, LiveCampaign]:
+        """Return the campaigns of a new list, loading what is not as it was."""
+        old = self._picture
         by_id = {campaign.id: campaign for campaign in old.campaigns.values()}
         campaigns: dict[str, LiveCampaign] = {}
         for id, row in rows.items():
             name, known, same = f"snapshot:{id}", by_id.get(id), old.rows.get(id) == row
-            if known is None or not same or versions.get(name) != old.versions.get(name):
+            if known is None or not same or name in changed:
                 known = self._load_campaign(row, name, known, same=same)
             if known is not None:
                 campaigns[row["definition"]["key"]] = known
-        popular = old.popular
-        if versions.get("popular") != old.versions.get("popular"):
-            popular = tuple(orjson.loads(self._spool.read("popular")))
-        return _Picture(generation, versions, rows, campaigns, keys, popular)
+        return campaigns
 
     def _load_campaign(
         self, row: dict[str, Any], name: str, known: LiveCampaign | None, *, same: bool

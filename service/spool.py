@@ -62,6 +62,7 @@ CREATE TABLE IF NOT EXISTS assignments (
 CREATE INDEX IF NOT EXISTS assignments_until ON assignments (until);
 CREATE TABLE IF NOT EXISTS cache (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS cache_version ON cache (version);
 CREATE TABLE IF NOT EXISTS customers (unit BLOB PRIMARY KEY, attributes BLOB NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS recommended (unit BLOB PRIMARY KEY, products BLOB NOT NULL)
@@ -75,8 +76,11 @@ CREATE TABLE IF NOT EXISTS indexed (
     one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER NOT NULL, offset INTEGER NOT NULL,
     number INTEGER NOT NULL);
 """
+NEXT = "(SELECT coalesce(max(version), 0) + 1 FROM cache WHERE name = 'generation')"
+"""The generation that what is being written belongs to: its version in the cache."""
 HOLDS_UNITS = (
-    "INSERT OR IGNORE INTO cache SELECT 'units', 1, x'' WHERE EXISTS (SELECT 1 FROM customers)"
+    f"INSERT OR IGNORE INTO cache SELECT 'units', {NEXT}, x''"
+    " WHERE EXISTS (SELECT 1 FROM customers)"
 )
 """Note that there are stored attributes: until there are, no decision needs to look for any."""
 ADVANCE = """
@@ -475,9 +479,9 @@ class Spool:
         row = self._row("SELECT value FROM cache WHERE name = ?", name)
         return b"" if row is None else bytes(row[0])
 
-    def versions(self) -> dict[str, int]:
-        """Return the version of every cached value, by name."""
-        return dict(self._rows("SELECT name, version FROM cache"))
+    def changed(self, since: int) -> dict[str, int]:
+        """Return names of cached values that were written after a generation, and in which."""
+        return dict(self._rows("SELECT name, version FROM cache WHERE version > ?", since))
 
     def generation(self) -> int:
         """Return a number that grows with every change of the cache."""
@@ -488,8 +492,8 @@ class Spool:
         """Replace cached values and advance the generation, all at once."""
         with self._writing() as connection:
             connection.executemany(
-                "INSERT INTO cache VALUES (?, 1, ?) ON CONFLICT (name) DO UPDATE"
-                " SET version = version + 1, value = excluded.value",
+                f"INSERT INTO cache VALUES (?, {NEXT}, ?) ON CONFLICT (name) DO UPDATE"
+                " SET version = excluded.version, value = excluded.value",
                 values.items(),
             )
             connection.execute(ADVANCE)
