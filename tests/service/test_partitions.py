@@ -252,3 +252,20 @@ def test_the_keeper_makes_partitions_and_drops_none_unless_told(loop: Loop) -> N
     assert [part.start for part in parts(loop.engine)] == [0, 100_000, 200_000]
     retention.Keeper(loop.engine, keep=KEEP).step()
     assert [part.start for part in parts(loop.engine)] == [100_000, 200_000]
+
+
+def test_a_repeat_of_what_is_gone_is_told_and_is_no_difference(loop: Loop) -> None:
+    campaign = loop.launch(sticky_seconds=90 * 86_400)
+    loop.decide("ann")
+    loop.carry()
+    with loop.engine.begin() as connection:
+        partitions.finish(connection, partitions.partitions(connection, "decisions")[0])
+    (again,) = loop.decide("ann")
+    assert again.reason == "sticky"
+    loop.carry()
+    loop.learn(campaign)
+    later(loop.engine, 100_000, 50)
+    now = dt.datetime.now(dt.UTC) + 60 * DAY
+    assert retention.shorten(loop.engine, KEEP, now=now) == ["decisions_0"]
+    found = verify(loop.engine, "spring", sample=10)
+    assert (found.replayed, found.lost, found.holds) == (0, 1, True)
