@@ -29,6 +29,8 @@ BATCH = 2_000
 PIECE_ROWS = 1_000
 ATTRIBUTE_SECONDS = 0.3
 IDLE_SECONDS = 0.02
+PACE_SECONDS = 0.05
+"""How long entries gather: one transaction for a few costs Postgres and us as much as for many."""
 AWAITED_SECONDS = 0.002
 """How long new entries lie before they are seen, where their callers wait for PostgreSQL."""
 INDEX_SECONDS = 0.1
@@ -109,6 +111,7 @@ class Carrier:
         self.changed = threading.Event()
         self._shipped: int | None = None
         self._told: int | None = None
+        self._behind = False
         self._ships = threading.Lock()
         self._released: dict[int, int] = {}
         self._customers = _Followed(Customer.updated_at, queries.customers_since)
@@ -130,6 +133,8 @@ class Carrier:
                 stop.wait(0.5)
             if not busy:
                 stop.wait(IDLE_SECONDS)
+            elif not self._behind:
+                self.changed.wait(PACE_SECONDS)
 
     def keep_shipping(self, stop: threading.Event) -> None:
         """Carry up whatever comes at once, until stopped: somebody waits for it.
@@ -163,6 +168,7 @@ class Carrier:
         """Carry the next entries up, exactly once; return how many."""
         with self._ships:
             carried = self._ship_next()
+            self._behind = carried == BATCH
             if self._shipped is not None and self._shipped != self._told:
                 self._spool.shipped(self._shipped)
                 self._told = self._shipped

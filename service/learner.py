@@ -43,7 +43,7 @@ CHUNK = 20_000
 SIZES = (256, 2048, CHUNK)
 IDLE_SECONDS = 0.5
 UPKEEP_SECONDS = 1.0
-PACE_SECONDS = 0.25
+PACE_SECONDS = 0.1
 QUIET_SECONDS = 1.0
 """How long decisions without outcomes wait to be counted: each by itself moves next to nothing."""
 CHECKED = 8
@@ -239,13 +239,13 @@ def _add(
     return type(state)(*(np.asarray(field) for field in updated))
 
 
-def _padded(batch: Batch) -> Batch:
+def _padded(batch: Batch, least: int = 0) -> Batch:
     """Fill a batch up to one of a few sizes with rows of sign 0, which add nothing.
 
     JAX compiles once for each size that it meets.
     """
     length = len(batch.arm)
-    size = next((size for size in SIZES if size >= length), length)
+    size = next((size for size in SIZES if size >= max(length, least)), length)
 
     def fill(array: NDArray[Any] | None) -> NDArray[Any] | None:
         if array is None:
@@ -256,15 +256,16 @@ def _padded(batch: Batch) -> Batch:
     return filled._replace(sign=np.where(np.arange(size) < length, filled.sign, 0))
 
 
-def _blank(definition: CampaignDefinition) -> Batch:
-    """Return a batch of the smallest compiled size that adds nothing."""
+def _blank(definition: CampaignDefinition, size: int) -> Batch:
+    """Return a batch of a size of `SIZES` that adds nothing."""
     arms = len(definition.arms)
     zero = np.zeros(1, dtype=np.int64)
     features = np.zeros((1, definition.feature_width), dtype=np.int64)
     contexts = Contexts(zero.astype(np.int32), features)
     equal = np.full((1, arms), 1 / arms)
     bucket = zero if definition.forgets else None
-    return _padded(Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero, bucket))
+    blank: Batch = Batch(contexts, zero.astype(np.int32), equal, zero, zero, zero, bucket)
+    return _padded(blank, size)
 
 
 def check(live: LiveCampaign, state: State, sample: Stretch | None) -> LiveCampaign:
@@ -394,14 +395,15 @@ class Learner:
                 self.wake.wait(IDLE_SECONDS)
 
     def _warm(self) -> None:
-        """Compile the smallest batch ahead, so that the first reward does not wait for it."""
+        """Compile ahead all but the largest batch, so that no reward has to wait for it."""
         with self._engine.connect() as connection:
             for row in connection.execute(queries.running_campaigns()):
                 if (row.id, row.revision) not in self._warmed:
                     self._warmed.add((row.id, row.revision))
                     definition = served(definition_of(connection, row.id, row.revision), None)
-                    state, batch = definition.build_policy().init(), _blank(definition)
-                    _update(definition, self._backend)(state, batch)
+                    state = definition.build_policy().init()
+                    for size in SIZES[:-1]:
+                        _update(definition, self._backend)(state, _blank(definition, size))
 
     def _upkeep(self) -> None:
         """Do what is due every second: compile ahead, move states, settle budgets."""
