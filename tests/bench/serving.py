@@ -47,6 +47,8 @@ FEATURES = 8
 PRODUCTS = 10_000
 PLAIN, EMPTY = "durable decision", "empty view"
 WORKERS = 2
+PAUSE_SECONDS = 2.0
+"""Before each round: what one leaves to be carried and learnt is not the next one's burden."""
 WSGI = "... by Granian's own WSGI, 4 threads"
 CAMPAIGNS: dict[str, dict[str, Any]] = {
     PLAIN: {"key": "plain"},
@@ -215,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found: dict[str, list[Sample]] = {name: [] for name in kinds}
             for _ in range(chosen.rounds):
                 for name, (where, request) in kinds.items():
+                    time.sleep(PAUSE_SECONDS)
                     found[name].append(
                         load.closed(
                             where, request, connections=chosen.connections, seconds=chosen.seconds
