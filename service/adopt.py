@@ -10,7 +10,7 @@ a key of the scope ``local`` is for servers that are trusted as much as this one
 """
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bandits.types import FEATURE_LIMIT
 from service import metrics, outcomes
@@ -19,7 +19,7 @@ from service.decide import Draft
 from service.eligibility import state_at
 from service.errors import FieldError, Invalid, Unavailable
 from service.messages import LocalDecision, LocalReceipt, PlainRequest
-from service.replay import Irreproducible
+from service.replay import Irreproducible, Past
 from service.runtime import Host
 from service.snapshots import Choice, LiveCampaign
 from service.spool import SpoolError
@@ -30,8 +30,6 @@ AGE = dt.timedelta(days=30)
 """How long a client may keep decisions before it tells of them."""
 MAX_ERRORS = 20
 NOT_KEPT = "Decisions cannot be kept at the moment; send them again."
-Past = Callable[[int, int, int], LiveCampaign]
-"""(campaign, revision, snapshot) as they were; raises `Irreproducible`."""
 
 
 class Refused(Exception):

@@ -6,7 +6,9 @@ served the decision gives simplex and arm. A sticky decision repeats the draw of
 is what is recomputed; a decision that was not randomised has the default arm with probability one.
 """
 
+import functools
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -17,6 +19,9 @@ from service.definition import CampaignDefinition
 from service.errors import UnknownDecision
 from service.models import Campaign, CampaignRevision, Decision, Retraining, Snapshot
 from service.snapshots import TOGETHER, Choice, LiveCampaign, served, whole
+
+Past = Callable[[int, int, int], LiveCampaign]
+"""(campaign, revision, snapshot) as they were; raises `Irreproducible`. See `live_at`."""
 
 
 class Irreproducible(Exception):
@@ -59,8 +64,10 @@ class Replay:
         )
 
 
-def replay(session: Session, decision_id: uuid.UUID) -> Replay:
+def replay(session: Session, decision_id: uuid.UUID, *, past: Past | None = None) -> Replay:
     """Recompute one decision.
+
+    ``past`` is `live_at` of the session, for who replays many and remembers what it gave.
 
     Raises:
         UnknownDecision: no such decision is in the database (yet).
@@ -70,7 +77,9 @@ def replay(session: Session, decision_id: uuid.UUID) -> Replay:
     if decision is None:
         raise UnknownDecision(decision_id)
     source = _drawn(session, decision)
-    live = _live(session, source or decision)
+    drawn = source or decision
+    at = past or functools.partial(live_at, session)
+    live = at(drawn.campaign_id, drawn.revision, drawn.snapshot)
     if source is None:
         recomputed = live.certain(live.definition.default_index)
     else:
@@ -105,11 +114,6 @@ def _drawn(session: Session, decision: Decision) -> Decision | None:
     if origin is None or origin.unit != decision.unit or origin.campaign_id != decision.campaign_id:
         raise Irreproducible("the decision that this one repeats is not in the log")
     return origin
-
-
-def _live(session: Session, decision: Decision) -> LiveCampaign:
-    """Return the campaign as it was when the decision was made."""
-    return live_at(session, decision.campaign_id, decision.revision, decision.snapshot)
 
 
 def live_at(session: Session, campaign_id: int, revision: int, snapshot: int) -> LiveCampaign:
