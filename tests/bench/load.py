@@ -117,7 +117,8 @@ async def _opened(
 ) -> Sample:
     took: list[float] = []
     due: deque[float] = deque()
-    idle: list[_Connection] = []
+    # In turn: servers close a connection on which nothing is asked for half a minute.
+    idle: deque[_Connection] = deque()
 
     def then(connection: _Connection, latency: float) -> None:
         took.append(latency)
@@ -133,7 +134,7 @@ async def _opened(
             moment = start + asked / rate
             asked += 1
             if idle:
-                idle.pop().ask(moment)
+                idle.popleft().ask(moment)
             else:
                 due.append(moment)
         # No shorter: an event loop spins through what is below its clock's resolution.
