@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from bandits import sampling
 from service import columnar, columns, contexts, decide
-from service.columnar import ID_BYTES, Bytes, Kind
+from service.columnar import Bytes, Kind
 from service.columns import Column, Columns
+from service.copying import ID_BYTES
 from service.definition import CampaignDefinition
 from service.eligibility import segment_of
 from service.errors import UnknownCampaign

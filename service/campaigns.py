@@ -12,7 +12,7 @@ import secrets
 from typing import Any, Literal, get_args
 
 import numpy as np
-from sqlalchemy import exists, func, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -266,8 +266,7 @@ def delete(session: Session, key: str, *, actor: str, revision: int | None = Non
         )
     # Whoever appends decisions holds this lock, too, and looks for their campaign.
     session.execute(queries.LOCK_LOG)
-    asked = select(exists(Decision.position).where(Decision.campaign_id == campaign.id))
-    if session.scalar(asked):
+    if session.scalar(select(queries.any_in(Decision, campaign.id))):
         raise Conflict(
             "App servers have asked this draft for decisions, so its log must stay readable."
         )

@@ -12,7 +12,7 @@ goes on.
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -20,10 +20,10 @@ import structlog
 from sqlalchemy import Connection, Engine, Row, func, select
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from service import columnar, products, queries, recommended
+from service import columnar, copying, products, queries, recommended
 from service.contexts import known
 from service.models import Customer, Product
-from service.spool import DECISION, DECISIONS, OUTCOME, Spool, SpoolError
+from service.spool import DECISION, DECISIONS, KINDS, OUTCOME, Spool, SpoolError
 
 BATCH = 2_000
 PIECE_ROWS = 1_000
@@ -40,7 +40,6 @@ KEEP_SECONDS = 86_400.0
 PRUNE_SECONDS = 1.0
 log = structlog.get_logger()
 
-STATEMENTS = {DECISION: queries.INSERT_DECISIONS, OUTCOME: queries.INSERT_OUTCOMES}
 OVERLAP = dt.timedelta(seconds=60)
 NEWS = ("campaigns", "keys", "customers", "products", "snapshot", "budgets")
 """What, when it is announced, is brought down at once; of the log we are the ones who announce."""
@@ -195,7 +194,7 @@ class Carrier:
     def _ship(self, entries: Entries) -> None:
         try:
             self._shipped = self._copy(entries)
-        except (DataError, IntegrityError) as error:
+        except (DataError, IntegrityError, copying.Malformed) as error:
             # One entry that the database will never take must not hold back all the others:
             # halve until it stands alone, then set it aside where a person will find it.
             self._shipped = None
@@ -205,8 +204,9 @@ class Carrier:
                 self._ship(entries[middle:])
                 return
             ((seq, kind, body),) = entries
-            log.error("entry_rejected", seq=seq, error=type(error.orig).__name__)
-            self._spool.reject(seq, kind, body, str(error.orig))
+            reason = getattr(error, "orig", error)
+            log.error("entry_rejected", seq=seq, error=type(reason).__name__)
+            self._spool.reject(seq, kind, body, str(reason))
             self._shipped = self._copy([], upto=seq)
 
     def _copy(self, entries: Entries, *, upto: int = 0) -> int:
@@ -214,14 +214,14 @@ class Carrier:
             connection.execute(queries.LOCK_LOG)
             shipped: int = connection.scalar(queries.SHIPPED, {"id": self._spool.id}) or 0
             fresh = [entry for entry in entries if entry[0] > shipped]
-            for kind, statement in STATEMENTS.items():
-                bodies = [body for _, own, body in fresh if own == kind]
-                if bodies:
-                    rows = b"[" + b",".join(bodies) + b"]"
-                    connection.execute(statement, {"rows": rows.decode()})
-            for _, kind, body in fresh:
-                if kind == DECISIONS:
-                    _copy_list(connection, columnar.decode(body))
+            of = {kind: [body for _, own, body in fresh if own == kind] for kind in KINDS}
+            if of[DECISION]:
+                _copy_single(connection, of[DECISION])
+            if of[OUTCOME]:
+                told = b"[" + b",".join(of[OUTCOME]) + b"]"
+                connection.execute(queries.INSERT_OUTCOMES, {"rows": told.decode()})
+            for body in of[DECISIONS]:
+                _copy_list(connection, columnar.decode(body))
             last = max(shipped, upto, *(entry[0] for entry in entries))
             connection.execute(queries.SET_SHIPPED, {"id": self._spool.id, "shipped": last})
             connection.execute(select(func.pg_notify("barter", "log")))
@@ -349,6 +349,31 @@ class Carrier:
             log.warning("heartbeat_not_written")
 
 
+def _copy_single(connection: Connection, bodies: Sequence[bytes]) -> None:
+    """Append decisions in their order; a repeat, or one of a deleted draft, adds nothing.
+
+    Who holds the log's lock may look first: no partition's index knows the ids of the others.
+    """
+    rows: dict[bytes, bytes] = {}
+    for row in map(copying.read, bodies):
+        rows.setdefault(copying.id_of(row), row)
+    campaigns = _there(connection, {copying.campaign_of(id) for id in rows})
+    known = _known(connection, rows)
+    fresh = [row for id, row in rows.items()
+             if id not in known and copying.campaign_of(id) in campaigns]  # fmt: skip
+    if fresh:
+        queries.copy(connection, queries.COPY_DECISIONS, copying.stream(fresh))
+
+
+def _there(connection: Connection, campaigns: Collection[int]) -> set[int]:
+    return set(connection.scalars(queries.campaigns_there(list(campaigns))))
+
+
+def _known(connection: Connection, ids: Iterable[bytes]) -> set[bytes]:
+    listed = "{" + ",".join([id.hex() for id in ids]) + "}"
+    return {id.bytes for id in connection.scalars(queries.decisions_there(), {"ids": listed})}
+
+
 def _copy_list(connection: Connection, found: columnar.Packed) -> None:
     """Append the decisions of one list, unless they are there already.
 
@@ -356,8 +381,7 @@ def _copy_list(connection: Connection, found: columnar.Packed) -> None:
     another name they are there, all of them, because a list is appended as a whole: its first id
     tells. Those of a deleted draft are left out.
     """
-    if not connection.scalar(queries.campaign_is_there(found.campaign_id)):
-        return
-    if connection.scalar(queries.decision_is_there(found.ids[: columnar.ID_BYTES])):
+    first = found.ids[: copying.ID_BYTES]
+    if not _there(connection, [found.campaign_id]) or _known(connection, [first]):
         return
     queries.copy(connection, queries.COPY_DECISIONS, columnar.copy_stream(found))

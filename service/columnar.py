@@ -16,19 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-ID_BYTES = 16
+from service import copying
+from service.copying import ID_BYTES
+
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-COLUMNS = (
-    "id", "campaign_id", "revision", "snapshot", "unit", "segment", "mask", "simplex", "arm",
-    "propensity", "reason", "origin", "why", "reserved_minor", "decided_at", "expires_at",
-    "context",
-)  # fmt: skip
-"""The columns of the table ``decisions``, in the order of `copy_rows`."""
-# PostgreSQL counts microseconds from the year 2000, and names the types of what an array holds.
-_EPOCH_MICROS = 946_684_800 * 1_000_000
-_FLOAT8, _INT8 = 701, 20
-COPY_BEGINS = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-COPY_ENDS = b"\xff\xff"
+_EPOCH_MICROS = (copying.EPOCH - EPOCH) // dt.timedelta(microseconds=1)
 
 _ID = np.dtype([("size", ">i4"), ("value", "u1", (ID_BYTES,))])
 
@@ -85,9 +77,9 @@ class Arrays(NamedTuple):
     simplexes: NDArray[np.float64]
     contexts: NDArray[np.int32]
 
-    def taken(self, rows: NDArray[np.intp]) -> "Arrays":
+    def taken(self, chosen: NDArray[np.intp]) -> "Arrays":
         """Return some of the rows."""
-        return Arrays._make(field[rows] for field in self)
+        return Arrays._make(field[chosen] for field in self)
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -101,20 +93,20 @@ def micros(moment: dt.datetime) -> int:
 
 def arrays(packed: Packed) -> Arrays:
     """Return the arrays of packed decisions, without copying them."""
-    rows = len(packed.arm) // 2
+    count = len(packed.arm) // 2
     kind = np.frombuffer(packed.kind, "<u2")
     if packed.simplexes:
-        simplexes = np.frombuffer(packed.simplexes, "<f8").reshape(rows, packed.arms)
+        simplexes = np.frombuffer(packed.simplexes, "<f8").reshape(count, packed.arms)
     else:
         each = [np.frombuffer(one.simplex, "<f8") for one in packed.kinds]
         simplexes = np.stack(each)[kind]
     return Arrays(
         kind,
-        np.frombuffer(packed.ids, np.uint8).reshape(rows, ID_BYTES),
-        np.frombuffer(packed.units, np.uint8).reshape(rows, ID_BYTES),
+        np.frombuffer(packed.ids, np.uint8).reshape(count, ID_BYTES),
+        np.frombuffer(packed.units, np.uint8).reshape(count, ID_BYTES),
         np.frombuffer(packed.arm, "<i2"),
         simplexes,
-        np.frombuffer(packed.contexts, "<i4").reshape(rows, -1 if packed.contexts else 0),
+        np.frombuffer(packed.contexts, "<i4").reshape(count, -1 if packed.contexts else 0),
     )
 
 
@@ -124,19 +116,19 @@ def copy_stream(packed: Packed) -> bytes:
     Kind by kind, each in the order of the list.
     """
     found = arrays(packed)
-    parts = [COPY_BEGINS]
+    parts = []
     for place, one in enumerate(packed.kinds):
         chosen = np.flatnonzero(found.kind == place)
         if len(chosen):
-            parts.append(_copy_rows(packed, one, found.taken(chosen)))
-    return b"".join([*parts, COPY_ENDS])
+            parts.append(_rows(packed, one, found.taken(chosen)))
+    return copying.stream(parts)
 
 
-def _copy_rows(packed: Packed, kind: Kind, found: Arrays) -> bytes:
+def _rows(packed: Packed, kind: Kind, found: Arrays) -> bytes:
     """Return rows of one kind: they are of one length, so they are columns of one matrix."""
     count, arms = found.simplexes.shape
     width = found.contexts.shape[1]
-    reason = kind.reason.encode()
+    said = copying.said(kind.reason, None, kind.why)
     decided, expires = packed.decided_at - _EPOCH_MICROS, packed.expires_at - _EPOCH_MICROS
     layout = np.dtype(
         [
@@ -148,28 +140,25 @@ def _copy_rows(packed: Packed, kind: Kind, found: Arrays) -> bytes:
             ("simplex", _array(">f8", arms)),
             ("arm", [("size", ">i4"), ("value", ">i2")]),
             ("propensity", [("size", ">i4"), ("value", ">f8")]),
-            ("told", "u1", (4 + len(reason) + 4 + 4 + len(kind.why) + 4 + 8 + 4 + 8 + 4 + 8,)),
+            ("said", "u1", (len(said) + 3 * (4 + 8),)),
             ("context", _array(">i8", width)),
         ]
     )
     made = np.empty(count, layout)
-    made["fields"] = len(COLUMNS)
+    made["fields"] = len(copying.COLUMNS)
     made["same"] = _constant(
         _field(">i", packed.campaign_id), _field(">i", packed.revision),
         _field(">q", packed.snapshot),
     )  # fmt: skip
     made["placed"] = _constant(_field(">h", kind.segment), _field(">q", kind.mask))
-    made["told"] = _constant(
-        _text(reason), b"\xff\xff\xff\xff", _text(kind.why), _field(">q", 0),
-        _field(">q", decided), _field(">q", expires),
-    )  # fmt: skip
+    made["said"] = _constant(said, _field(">q", 0), _field(">q", decided), _field(">q", expires))
     for name, values in (("id", found.ids), ("unit", found.units)):
         made[name]["size"], made[name]["value"] = ID_BYTES, values
     made["arm"]["size"], made["arm"]["value"] = 2, found.arm
     propensity = found.simplexes[np.arange(count), found.arm]
     made["propensity"]["size"], made["propensity"]["value"] = 8, propensity
-    _fill(made["simplex"], found.simplexes, _FLOAT8)
-    _fill(made["context"], found.contexts, _INT8)
+    _fill(made["simplex"], found.simplexes, copying.FLOAT8)
+    _fill(made["context"], found.contexts, copying.INT8)
     return made.tobytes()
 
 
@@ -193,10 +182,6 @@ def _fill(made: NDArray[Any], values: NDArray[Any], kind: int) -> None:
 
 def _field(form: str, value: int) -> bytes:
     return struct.pack(">i", struct.calcsize(form)) + struct.pack(form, value)
-
-
-def _text(value: bytes) -> bytes:
-    return struct.pack(">i", len(value)) + value
 
 
 def _constant(*parts: bytes) -> Bytes:

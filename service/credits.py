@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from bandits.types import Batch, Contexts
-from service import columnar, queries
+from service import copying, queries
 from service.definition import MAX_MINOR, CampaignDefinition
 from service.models import OUTCOMES
 from service.outcomes import MAX_LATE, Credit, Event, credit
@@ -111,13 +111,13 @@ def _copy_stream(campaign_id: int, stretch: Stretch, earned: Credits) -> bytes:
         (name, [("size", ">i4"), ("value", kind)])
         for name, kind in zip(queries.REWARDS, kinds, strict=True)
     ]
-    rows = np.zeros(len(stretch), [("fields", ">i2"), *fields])
-    rows["fields"] = len(fields)
+    made = np.zeros(len(stretch), [("fields", ">i2"), *fields])
+    made["fields"] = len(fields)
     columns = [stretch.id, campaign_id, *earned.amounts.T]
     for name, column in zip(queries.REWARDS, columns, strict=True):
-        rows[name]["size"] = rows.dtype[name]["value"].itemsize
-        rows[name]["value"] = column
-    return columnar.COPY_BEGINS + rows.tobytes() + columnar.COPY_ENDS
+        made[name]["size"] = made.dtype[name]["value"].itemsize
+        made[name]["value"] = column
+    return copying.stream([made.tobytes()])
 
 
 def batch_of(

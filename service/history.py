@@ -93,34 +93,36 @@ def decisions(
         wanted["segment"] = _place("segment", filters.segment, plan.segment_keys)
     if filters.reason is not None:
         wanted["reason"] = filters.reason
-    query = select(Decision).where(Decision.campaign_id == campaign.id)
+    query = listed(campaign.id, before=before)
     if filters.unit is not None:
         query = query.where(Decision.unit == filters.unit)
-    return page(session, query, wanted, before=before, limit=limit)
+    return page(session, query, wanted, limit=limit)
+
+
+def listed(campaign_id: int | None, *, before: int | None) -> Select[Decision]:
+    """Return the decisions of a campaign, or of all, newest first, before a position if given."""
+    if campaign_id is not None:
+        until = None if before is None else before - 1
+        query = select(Decision).where(*queries.span(Decision, campaign_id, until=until))
+        return query.order_by(*queries.newest(Decision))
+    query = select(Decision).order_by(Decision.position.desc())
+    return query if before is None else query.where(Decision.position < before)
 
 
 def page(
-    session: Session,
-    query: Select[Decision],
-    wanted: Mapping[str, Any],
-    *,
-    before: int | None = None,
-    limit: int = 100,
+    session: Session, newest: Select[Decision], wanted: Mapping[str, Any], *, limit: int = 100
 ) -> Page:
-    """Return a page of the decisions that a query selects and whose columns are as wanted.
+    """Return a page of the decisions that a query lists and whose columns are as wanted.
 
     It is the query that has an index. What is wanted besides may be as rare as can be, so it is
     looked for among the next `LOOKED` only: a page may be empty and still not the last.
     """
-    if before is not None:
-        query = query.where(Decision.position < before)
-    newest = query.order_by(Decision.position.desc())
-    one = aliased(Decision, newest.limit(LOOKED).subquery()) if wanted else Decision
-    chosen = select(one).where(*(getattr(one, name) == value for name, value in wanted.items()))
-    if not wanted:
-        chosen = newest
-    found = session.scalars(chosen.order_by(None).order_by(one.position.desc()).limit(limit + 1))
-    rows = found.all()
+    chosen = newest
+    if wanted:
+        one = aliased(Decision, newest.limit(LOOKED).subquery())
+        chosen = select(one).where(*(getattr(one, name) == value for name, value in wanted.items()))
+        chosen = chosen.order_by(one.position.desc())
+    rows = session.scalars(chosen.limit(limit + 1)).all()
     if len(rows) > limit:
         return Page(rows[:limit], rows[limit - 1].position)
     if not wanted:

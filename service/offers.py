@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine, func, select
 
-from service import arrow, audit, bulk, columnar, contexts, queries
+from service import arrow, audit, bulk, columnar, contexts, copying, queries
 from service.campaigns import get
 from service.columnar import Bytes
 from service.db import transaction
@@ -278,7 +278,7 @@ def _tables(path: Path, rows: int) -> Iterator[Any]:
 
 def derived_ids(campaign: int, token: int, first: int, rows: int) -> Bytes:
     """Return the ids (B, 16) of a run's rows: a campaign's number, the run's token, the row."""
-    ids = np.empty((rows, columnar.ID_BYTES), dtype=np.uint8)
+    ids = np.empty((rows, copying.ID_BYTES), dtype=np.uint8)
     ids[:, :4] = np.frombuffer(campaign.to_bytes(4, "big"), np.uint8)
     # 50 bits around the places that say that it is a UUIDv8 (RFC 9562).
     tail = token >> 34 << 48 | 0x8 << 44 | (token >> 22 & 0xFFF) << 32 | 0x2 << 30

@@ -5,7 +5,6 @@ Every one walks an index from a remembered position; none scans history.
 
 import datetime as dt
 import functools
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +33,11 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
-from service import columnar
+from service import copying
 from service.definition import AUTO
 from service.models import (
     OUTCOMES,
@@ -89,40 +89,14 @@ SHIPPED = text(
 SET_SHIPPED = text("UPDATE spools SET shipped = :shipped, updated_at = now() WHERE id = :id")
 """Advance the watermark, in the transaction that carries the entries."""
 
-INSERT_DECISIONS = text(
-    """
-    INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
-        propensity, reason, origin, why, reserved_minor, decided_at, expires_at, context)
-    SELECT d.id, d.campaign_id, d.revision, d.snapshot, d.unit, d.segment, d.mask, d.simplex,
-        d.arm, d.propensity, d.reason, d.origin, d.why, d.reserved_minor, d.decided_at,
-        d.expires_at, coalesce(d.context, '{}')
-    FROM ROWS FROM (json_to_recordset(CAST(:rows AS json)) AS (id uuid, campaign_id int,
-        revision int, snapshot bigint, unit bytea, segment smallint, mask bigint,
-        simplex float8[], arm smallint, propensity float8, reason text, origin uuid, why json,
-        reserved_minor bigint, decided_at timestamptz, expires_at timestamptz, context bigint[]))
-        WITH ORDINALITY AS d (id, campaign_id,
-        revision, snapshot, unit, segment, mask, simplex, arm, propensity, reason, origin, why,
-        reserved_minor, decided_at, expires_at, context, place)
-    JOIN campaigns ON campaigns.id = d.campaign_id
-    WHERE NOT EXISTS (SELECT FROM decisions AS known WHERE known.id = d.id)
-    ORDER BY d.place
-    ON CONFLICT DO NOTHING
-    """
-)
-"""Append decisions in their order; a repeat, or one of a deleted draft, adds nothing.
 
-Who holds the log's lock may look first: no partition's index knows the ids of the others. Repeats
-within the statement are that index's to find.
-"""
-
-
-def _copying(table: str, columns: Sequence[str]) -> sql.Composed:
+def _copy_into(table: str, columns: Sequence[str]) -> sql.Composed:
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)")
     named = sql.SQL(", ").join(map(sql.Identifier, columns))
     return statement.format(sql.Identifier(table), named)
 
 
-COPY_DECISIONS = _copying("decisions", columnar.COLUMNS)
+COPY_DECISIONS = _copy_into("decisions", copying.COLUMNS)
 """Append decisions that are new, all at once; one that is not refuses them all."""
 
 PIECE_BYTES = 1 << 18
@@ -137,9 +111,9 @@ def copy(connection: Connection, statement: sql.Composed, stream: bytes) -> None
     view = memoryview(stream)
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        with driver.cursor() as cursor, cursor.copy(statement) as copying:
+        with driver.cursor() as cursor, cursor.copy(statement) as sink:
             for start in range(0, len(view), PIECE_BYTES):
-                copying.write(view[start : start + PIECE_BYTES])
+                sink.write(view[start : start + PIECE_BYTES])
     except psycopg.IntegrityError as error:
         raise IntegrityError("COPY", None, error) from error
     except psycopg.DataError as error:
@@ -164,13 +138,17 @@ INSERT_OUTCOMES = text(
     ON CONFLICT DO NOTHING
     """
 )
-"""Append outcomes in their order; a repeated event id adds nothing. As above."""
+"""Append outcomes in their order; a repeated event id adds nothing.
+
+Who holds the log's lock may look first: no partition's index knows the ids of the others. Repeats
+within the statement are that index's to find.
+"""
 
 
 AMOUNTS = ("conversions", "revenue_minor", "discount_minor", "profit_minor", "late")
 REWARDS = ("decision_id", "campaign_id", *AMOUNTS)
 
-COPY_REWARDS = _copying("rewards", REWARDS)
+COPY_REWARDS = _copy_into("rewards", REWARDS)
 """Keep what decisions have been credited with that had not been credited with anything."""
 
 CHANGE_REWARDS = text(
@@ -193,21 +171,52 @@ DECISION = (
 """What is learnt from of a decision; `service.stretch` reads it."""
 
 
+def span(
+    log: type[Decision | Outcome], campaign: Any, after: Any = 0, until: Any = None
+) -> list[ColumnElement[bool]]:
+    """Return what selects a campaign's rows of the log after a position, and up to another.
+
+    Together with the order of `place` it is in the words of the index on both columns, and of no
+    other. Where one campaign has most of the rows, PostgreSQL takes equality and a position for as
+    well served by the table itself or by the index on positions alone, and then reads all of those
+    rows for another campaign, which has none.
+    """
+    column, here = log.campaign_id, tuple_(*place(log))
+    ends = column <= campaign if until is None else here <= tuple_(campaign, until)
+    # Positions by themselves say which partitions need not be looked at.
+    among = [log.position > after] + ([] if until is None else [log.position <= until])
+    return [here > tuple_(campaign, after), ends, *among]
+
+
+def place(log: type[Decision | Outcome]) -> tuple[Any, Any]:
+    """Return the columns by which the rows of a `span` are ordered: oldest first."""
+    return log.campaign_id, log.position
+
+
+def newest(log: type[Decision | Outcome]) -> tuple[Any, Any]:
+    """Return the same, newest first."""
+    return log.campaign_id.desc(), log.position.desc()
+
+
+def any_in(log: type[Decision | Outcome], campaign: Any, after: Any = 0) -> ColumnElement[bool]:
+    """Return whether a campaign has rows after a position.
+
+    As ``EXISTS`` it would lose its order, and the table's first rows would be thought to do.
+    """
+    first = select(log.position).where(*span(log, campaign, after)).order_by(*place(log)).limit(1)
+    return first.scalar_subquery().is_not(None)
+
+
 def decisions_after(campaign_id: int, position: int, until: int | None, limit: int) -> Query:
     """Return a campaign's decisions after a position, oldest first."""
-    query = (
-        select(*DECISION)
-        .where(Decision.campaign_id == campaign_id, Decision.position > position)
-        .order_by(Decision.position)
-        .limit(limit)
-    )  # fmt: skip
-    return query if until is None else query.where(Decision.position <= until)
+    rows = select(*DECISION).where(*span(Decision, campaign_id, position, until))
+    return rows.order_by(*place(Decision)).limit(limit)
 
 
 def randomised_before(campaign_id: int, position: int, reasons: Any, limit: int) -> Query:
     """Return a campaign's decisions of some reasons up to a position, newest first."""
     query = decisions_after(campaign_id, 0, position, limit).where(Decision.reason.in_(reasons))
-    return query.order_by(None).order_by(Decision.position.desc())
+    return query.order_by(None).order_by(*newest(Decision))
 
 
 def randomised_count(
@@ -216,12 +225,8 @@ def randomised_count(
     """Count a campaign's decisions of some reasons after a position, no further than a limit."""
     some = (
         select(Decision.position)
-        .where(
-            Decision.campaign_id == campaign_id,
-            Decision.position > position,
-            Decision.position <= until,
-            Decision.reason.in_(reasons),
-        )
+        .where(*span(Decision, campaign_id, position, until), Decision.reason.in_(reasons))
+        .order_by(*place(Decision))
         .limit(limit)
     )
     return select(func.count().label("count")).select_from(some.subquery())
@@ -313,12 +318,8 @@ def reservations_between(
             func.coalesce(Reward.discount_minor, 0).label("discount_minor"), newer.label("news"),
         )
         .outerjoin(Reward, Reward.decision_id == Decision.id)
-        .where(
-            Decision.campaign_id == campaign_id,
-            Decision.position > position,
-            Decision.position <= until,
-        )
-        .order_by(Decision.position)
+        .where(*span(Decision, campaign_id, position, until))
+        .order_by(*place(Decision))
         .limit(limit)
     )  # fmt: skip
 
@@ -362,9 +363,7 @@ def budgets() -> Query:
 
 def decisions_told_of(campaign_id: int, after: int, upto: int, learnt: int) -> Query:
     """Return the decisions up to a position that outcomes in a span of positions are about."""
-    told_of = select(Outcome.decision_id).where(
-        Outcome.campaign_id == campaign_id, Outcome.position > after, Outcome.position <= upto
-    )
+    told_of = select(Outcome.decision_id).where(*span(Outcome, campaign_id, after, upto))
     return select(*DECISION).where(
         Decision.campaign_id == campaign_id, Decision.id.in_(told_of), Decision.position <= learnt
     )
@@ -375,13 +374,10 @@ def outcomes_after(campaign_id: int, position: int, until: int | None, limit: in
 
     ``received_at`` is when the newest of them came in; both are null where there is none.
     """
-    rows = (
-        select(Outcome.position, Outcome.received_at)
-        .where(Outcome.campaign_id == campaign_id, Outcome.position > position)
-        .order_by(Outcome.position)
-        .limit(limit)
+    rows = select(Outcome.position, Outcome.received_at).where(
+        *span(Outcome, campaign_id, position, until)
     )
-    some = (rows if until is None else rows.where(Outcome.position <= until)).subquery().c
+    some = rows.order_by(*place(Outcome)).limit(limit).subquery().c
     return select(
         func.count().label("number"),
         func.max(some.position).label("position"),
@@ -510,38 +506,34 @@ def fitted_states(places: Sequence[tuple[int, int]]) -> Query:
 
 def campaigns_with_news() -> Query:
     """Return campaigns that have something not yet learnt from: id, and whether outcomes are."""
-    newest = (
+    learnt = (
         select(Snapshot.decision_position, Snapshot.outcome_position)
         .where(Snapshot.campaign_id == Campaign.id)
         .order_by(Snapshot.version.desc())
         .limit(1)
         .lateral()
     )
-    decided = exists().where(
-        Decision.campaign_id == Campaign.id,
-        Decision.position > func.coalesce(newest.c.decision_position, 0),
-    )
-    told = exists().where(
-        Outcome.campaign_id == Campaign.id,
-        Outcome.position > func.coalesce(newest.c.outcome_position, 0),
-    )
+    decided = any_in(Decision, Campaign.id, func.coalesce(learnt.c.decision_position, 0))
+    told = any_in(Outcome, Campaign.id, func.coalesce(learnt.c.outcome_position, 0))
     return (
         select(Campaign.id, told.label("told"))
         .select_from(Campaign)
-        .outerjoin(newest, text("true"))
+        .outerjoin(learnt, text("true"))
         .where(Campaign.state != "draft", or_(decided, told))
         .order_by(Campaign.id)
     )
 
 
-def campaign_is_there(campaign_id: int) -> Query:
-    """Tell whether there is a campaign; until the log's lock is let go, it then stays."""
-    return select(exists(Campaign.id).where(Campaign.id == campaign_id))
+def campaigns_there(ids: Sequence[int]) -> Query:
+    """Return those of some campaigns that are there; until the log's lock is let go, they stay."""
+    return select(Campaign.id).where(Campaign.id == any_(literal(ids, ARRAY(Integer))))
 
 
-def decision_is_there(id: bytes) -> Query:
-    """Tell whether a decision is in the log."""
-    return select(exists(Decision.id).where(Decision.id == uuid.UUID(bytes=id)))
+@functools.cache
+def decisions_there() -> Query:
+    """Return those of the decisions ``ids`` that are in the log; asked as `outcomes_of` is."""
+    wanted = _places()
+    return select(wanted.c.id).where(exists().where(Decision.id == wanted.c.id))
 
 
 def campaign_row(campaign_id: int) -> Query:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bandits import artefact, sampling, simplex
 from bandits.types import Contexts
-from service import contexts
+from service import contexts, copying
 from service.definition import AUTO, CampaignDefinition
 from service.eligibility import State, held_out, mask_bits, masked, state_at
 
@@ -43,16 +43,24 @@ class Choice:
     arm: int
     propensity: float
     simplex: tuple[float, ...]
-    _row: str = field(default="", init=False, compare=False, repr=False)
+    _row: bytes = field(default=b"", init=False, compare=False, repr=False)
+    _text: str = field(default="", init=False, compare=False, repr=False)
     _number: str = field(default="", init=False, compare=False, repr=False)
 
     @property
-    def row(self) -> str:
-        """Its part of a log entry, as JSON: written once, for all decisions that share it."""
+    def row(self) -> bytes:
+        """Its part of a row of the log: written once, for all decisions that share it."""
         if not self._row:
-            named = {"simplex": self.simplex, "arm": self.arm, "propensity": self.propensity}
-            self._row = orjson.dumps(named)[1:-1].decode()
+            self._row = copying.chosen(self.simplex, self.arm, self.propensity)
         return self._row
+
+    @property
+    def text(self) -> str:
+        """The same as members of a JSON object."""
+        if not self._text:
+            named = {"simplex": self.simplex, "arm": self.arm, "propensity": self.propensity}
+            self._text = orjson.dumps(named)[1:-1].decode()
+        return self._text
 
     @property
     def number(self) -> str:
@@ -143,15 +151,14 @@ class LiveCampaign:
         self._holds_out = definition.holdout > 0
         self.encode = contexts.Encoder(definition)
         self.default = definition.default_index
-        # What the ids and the log entries of all its decisions have in common.
-        self.prefix = id.to_bytes(4, "big")
-        self.row = f'"campaign_id":{id},"revision":{revision}'
+        self.prefix = id.to_bytes(4, "big")  # of the ids of all its decisions
         self._certain = [
             Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
             for arm in self.range_of_arms
         ]
         self.recommends = definition.recommends
         self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
+        self.offer_micros = definition.offer_seconds * 1_000_000
         self._offers: dict[tuple[int, int], str] = {}
         self._documents: dict[tuple[int, int], dict[str, Any]] = {}
         self._endless = definition.ends_at is None

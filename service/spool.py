@@ -43,6 +43,7 @@ DECISION: Final = 0
 OUTCOME: Final = 1
 DECISIONS: Final = 2
 """Many decisions in one entry: `service.columnar`."""
+KINDS = (DECISION, OUTCOME, DECISIONS)
 BUSY_SECONDS = 10.0
 MAX_GROUP = 4096
 PRUNE_ROWS = 20_000
@@ -140,7 +141,7 @@ class Entry(NamedTuple):
     """What is kept as one: a decision, many or an outcome; the assignment that it makes, if any.
 
     ``unique`` is false where the id was made up just now: nobody can have used it before, nor will
-    anybody repeat it, so nothing is looked up.
+    anybody repeat it, so nothing is looked up. ``told`` is what is told whoever does.
     """
 
     kind: Literal[0, 1, 2]
@@ -149,13 +150,19 @@ class Entry(NamedTuple):
     assignment: Assignment | None = None
     reservation: Reservation | None = None
     unique: bool = True
+    told: bytes = b""
+
+    @property
+    def known(self) -> bytes:
+        """What a repeat is told; the body, where nothing else is said."""
+        return self.told or self.body
 
 
 class Stored(NamedTuple):
     """What became of an entry.
 
-    ``known`` is the body that had been stored under this id before; ``assigned`` is the live
-    assignment of somebody quicker, and ``exhausted`` says that the budget no longer covers the
+    ``known`` is what a repeat of an id is told that had been stored before; ``assigned`` is the
+    live assignment of somebody quicker, and ``exhausted`` says that the budget no longer covers the
     offer; in both cases nothing was stored. ``late`` says that it is on this disk, but was not seen
     committed in PostgreSQL in time, where that is waited for.
     """
@@ -225,7 +232,7 @@ class _Tail:
             return
         self._order.append((number, entry))
         if entry.unique:
-            self._known[entry.kind, entry.id] = entry.body
+            self._known[entry.kind, entry.id] = entry.known
         if (made := entry.assignment) is not None:
             self._assigned[made.campaign, made.unit] = made
         if (wanted := entry.reservation) is not None:
@@ -245,7 +252,7 @@ class _Tail:
                 self._reserved[wanted.campaign] -= wanted.amount_minor
 
     def known(self, kind: int, id: bytes) -> bytes | None:
-        """Return the body of an entry."""
+        """Return what a repeat of an entry is told."""
         return self._known.get((kind, id))
 
     def assigned(self, campaign: int, unit: bytes) -> Assignment | None:
@@ -728,7 +735,7 @@ class Spool:
             records, _ = log.read(Place(*row), most=RECORD_BYTES)
         if not records or records[0].number != row[2]:
             return None  # it is in Postgres, and older than the idempotency window
-        return Stored(known=_entry(records[0].payload).body, number=row[2])
+        return Stored(known=_entry(records[0].payload).known, number=row[2])
 
     def _committed(self, campaign: int) -> int:
         number, stored = self._reader.execute(COMMITTED, (campaign,)).fetchone()

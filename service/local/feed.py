@@ -179,9 +179,9 @@ class Feed:
         return len(entries)
 
     def _send(self, path: str, name: str, entries: Sequence[Entry]) -> None:
-        written = [_decision(body) if kind == DECISION else _outcome(body)
-                   for _, kind, body in entries]  # fmt: skip
-        request = Request("POST", path, self._headers, orjson.dumps({name: written}))
+        written = [body if kind == DECISION else _outcome(body) for _, kind, body in entries]
+        told = b'{"%b":[%b]}' % (name.encode(), b",".join(written))
+        request = Request("POST", path, self._headers, told)
         reply = self._transport.send(request, TIMEOUT_SECONDS)
         if reply.status < 300:
             return
@@ -259,22 +259,10 @@ def _fitting(entries: Sequence[Entry]) -> Sequence[Entry]:
     return entries
 
 
-def _decision(body: bytes) -> dict[str, Any]:
-    """Return a decision out of the log as the server takes it (`messages.LocalDecision`)."""
-    row = orjson.loads(body)
-    why = row["why"]
-    names = ("revision", "snapshot", "segment", "mask", "context", "simplex", "arm", "propensity",
-             "reason", "decided_at")  # fmt: skip
-    told = {name: row[name] for name in names}
-    told |= {"decision_id": row["id"], "unit": row["unit"][2:], "masked": why["masked"]}
-    told |= {name: why[name] for name in ("filled", "product") if name in why}
-    if "fingerprint" in row:
-        told["fingerprint"] = row["fingerprint"]
-    return told
-
-
-def _outcome(body: bytes) -> dict[str, Any]:
+def _outcome(body: bytes) -> bytes:
     """Return an outcome out of the log as the server takes it."""
     row = orjson.loads(body)
-    return {name: value for name, value in row.items()
-            if value is not None and name not in ("campaign_id", "received_at")}  # fmt: skip
+    return orjson.dumps(
+        {name: value for name, value in row.items()
+         if value is not None and name not in ("campaign_id", "received_at")}
+    )  # fmt: skip

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as as_sql
 from sqlalchemy.orm import Session
 
+from service import queries
 from service.definition import CampaignDefinition
 from service.models import CampaignRevision, Decision, Outcome, Reward
 from service.packed import ARRAY_HEADER_BYTES, Bytes, joined, sent
@@ -113,15 +114,14 @@ def read(session: Session, campaign_id: int, definition: CampaignDefinition) -> 
             statement_timeout (see `service.db`).
     """
     width = len(definition.arms)
-    span = select(func.min(Decision.position), func.max(Decision.position)).where(
-        Decision.campaign_id == campaign_id
-    )
+    here = select(Decision.position).where(*queries.span(Decision, campaign_id)).limit(1)
     # In this order, a revision that is made meanwhile has no decision up to `last`.
-    first, last = session.execute(span).one()
+    first = session.scalar(here.order_by(*queries.place(Decision))) or 0
+    last = session.scalar(here.order_by(*queries.newest(Decision))) or -1
     places = _places(session, campaign_id, definition)
     parts = [
         _part(packed, revision, places[revision], width)
-        for start in range(first or 0, (last or -1) + 1, STRETCH)
+        for start in range(first, last + 1, STRETCH)
         for revision, packed in session.execute(_packed(campaign_id, start, last))
     ]
     return _join(parts, width)
@@ -168,7 +168,7 @@ def _packed(campaign_id: int, start: int, last: int) -> Select[int, bytes]:
     return (
         select(Decision.revision, func.string_agg(_row(), literal(b""), type_=LargeBinary))
         .outerjoin(Reward, Reward.decision_id == Decision.id)
-        .where(Decision.campaign_id == campaign_id, Decision.position.between(start, end))
+        .where(*queries.span(Decision, campaign_id, start - 1, end))
         .group_by(Decision.revision)
     )
 

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from bandits import policies
-from service import campaigns
+from service import campaigns, queries
 from service.contexts import CLOCK, HOLIDAYS
 from service.definition import AUTO, OPERATORS, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
@@ -169,8 +169,8 @@ def _decisions_today(
     midnight = now().astimezone(words.zone(plan.zone)).replace(hour=0, minute=0, second=0)
     newest = (
         select(Decision.arm, Decision.decided_at)
-        .where(Decision.campaign_id == campaign.id)
-        .order_by(Decision.position.desc())
+        .where(*queries.span(Decision, campaign.id))
+        .order_by(*queries.newest(Decision))
         .limit(COUNTED)
         .subquery()
     )

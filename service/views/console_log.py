@@ -73,12 +73,11 @@ def decision_log() -> Reply:
     with database() as session:
         known = session.scalars(select(Campaign).order_by(Campaign.key)).all()
         listing = f"console decisions {chosen['campaign']} {chosen['reason']}"
-        query = select(Decision)
-        if chosen["campaign"]:
-            ids = [one.id for one in known if one.key == chosen["campaign"]]
-            query = query.where(Decision.campaign_id.in_(ids))
+        ids = {one.key: one.id for one in known}
+        only = ids.get(chosen["campaign"], 0) if chosen["campaign"] else None
+        query = history.listed(only, before=_before(listing))
         wanted = {"reason": chosen["reason"]} if chosen["reason"] else {}
-        found = history.page(session, query, wanted, before=_before(listing), limit=PAGE_SIZE)
+        found = history.page(session, query, wanted, limit=PAGE_SIZE)
         shown = _page(session, found, listing, known)
     names = [(one.key, campaigns.definition(one).name) for one in known]
     return render(

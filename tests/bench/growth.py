@@ -25,7 +25,18 @@ from typing import Any
 import psycopg
 from sqlalchemy import Engine, event, select, text
 
-from service import campaigns, columnar, db, decide, embedded, history, partitions, queries, upkeep
+from service import (
+    campaigns,
+    carrier,
+    copying,
+    db,
+    decide,
+    embedded,
+    history,
+    partitions,
+    queries,
+    upkeep,
+)
 from service.config import Config
 from service.learner import learn
 from service.messages import DecisionRequest
@@ -57,7 +68,7 @@ FROM generate_series(1, {rows:d}) AS n
 """
 MANY = "1 + n % 100"
 """A campaign of a hundred."""
-COLUMNS = ", ".join(columnar.COLUMNS)
+COLUMNS = ", ".join(copying.COLUMNS)
 
 
 class Clock:
@@ -200,19 +211,19 @@ def copied(loop: Loop, clock: Clock, size: int) -> float:
 def inserted(loop: Loop, clock: Clock) -> float:
     """Return the processor microseconds of a single decision, carried with others."""
 
-    def body() -> str:
+    def bodies() -> list[bytes]:
         made = loop.decide(*(f"single-{place}" for place in range(BATCH)))
         assert len(made) == BATCH
         entries = loop.runtime.spool.after(loop.carrier._shipped or 0, limit=BATCH)
         loop.carrier._shipped = entries[-1][0]
-        return "[" + ",".join(bytes(body).decode() for _, _, body in entries) + "]"
+        return [body for _, _, body in entries]
 
-    bodies = iter([body() for _ in range(ROUNDS)])
+    left = iter([bodies() for _ in range(ROUNDS)])
 
     def carry() -> None:
         with loop.engine.begin() as connection:
             connection.execute(queries.LOCK_LOG)
-            connection.execute(queries.INSERT_DECISIONS, {"rows": next(bodies)})
+            carrier._copy_single(connection, next(left))
 
     return clock.least(carry) / BATCH
 

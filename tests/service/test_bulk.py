@@ -11,7 +11,7 @@ import orjson
 import pytest
 from sqlalchemy import Engine, select
 
-from service import bulk, columnar, columns, db, decide
+from service import bulk, columnar, columns, copying, db, decide
 from service.config import Config
 from service.errors import IdempotencyConflict
 from service.messages import MAX_LIST, DecisionList, DecisionRequest, PlainList
@@ -19,6 +19,7 @@ from service.models import Customer, Decision
 from service.snapshots import TOGETHER
 from service.spool import DECISIONS
 from service.verify import verify
+from tests import copied
 from tests.loop import DEFINITION, Loop, running
 from tests.web import Web, fields, serving
 
@@ -94,39 +95,7 @@ def scalar(loop: Loop, request: DecisionRequest, id: uuid.UUID) -> dict[str, Any
     made = decide.begun(loop.runtime, request, NOW)
     made.key, made.name = id.bytes, str(id)
     decide._choose(loop.runtime, made)
-    row: dict[str, Any] = orjson.loads(made.entry().body)
-    return row
-
-
-def rows_of(packed: columnar.Packed) -> Iterator[dict[str, Any]]:
-    """Yield the rows of ``decisions``, as a single decision's entry has them."""
-    found = columnar.arrays(packed)
-    decided, expires = (
-        columnar.EPOCH + dt.timedelta(microseconds=moment)
-        for moment in (packed.decided_at, packed.expires_at)
-    )
-    for row, place in enumerate(found.kind.tolist()):
-        one, arm = packed.kinds[place], int(found.arm[row])
-        simplex = found.simplexes[row].tolist()
-        yield {
-            "id": uuid.UUID(bytes=found.ids[row].tobytes()),
-            "campaign_id": packed.campaign_id,
-            "revision": packed.revision,
-            "snapshot": packed.snapshot,
-            "unit": f"\\x{found.units[row].tobytes().hex()}",
-            "segment": one.segment,
-            "mask": one.mask,
-            "simplex": simplex,
-            "arm": arm,
-            "propensity": simplex[arm],
-            "reason": one.reason,
-            "origin": None,
-            "why": orjson.Fragment(one.why),
-            "reserved_minor": 0,
-            "decided_at": decided,
-            "expires_at": expires,
-            "context": found.contexts[row].tolist(),
-        }
+    return copied.row(made.entry().body)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -167,8 +136,9 @@ def test_a_list_decides_as_single_requests_do(loop: Loop, policy: str, sensible:
     found = columns.gathered(told, loop.live.definition.reads)
     batch = bulk.decided(loop.runtime, loop.live, units, found, NOW)
     assert batch is not None
-    rows = [orjson.loads(orjson.dumps(row)) for row in rows_of(batch.packed())]
+    found_rows = {row["id"]: row for row in copied.rows(columnar.copy_stream(batch.packed()))}
     ids = [uuid.UUID(bytes=one.tobytes()) for one in batch.ids]
+    rows = [found_rows[id] for id in ids]
     wanted = [scalar(loop, request, id) for request, id in zip(asked, ids, strict=True)]
     if policy != "thompson_beta":
         for row, one in zip(rows, wanted, strict=True):
@@ -192,17 +162,14 @@ def test_the_log_has_them_as_any_other_decision(loop: Loop) -> None:
     ((_, kind, body),) = loop.runtime.spool.after(0, limit=10)
     assert kind == DECISIONS
     loop.carry()
-    wanted = {row["id"]: row for row in rows_of(columnar.decode(body))}
+    stream = columnar.copy_stream(columnar.decode(body))
+    wanted = {row["id"]: row for row in copied.rows(stream)}
     with loop.engine.connect() as connection:
         found = connection.execute(select(Decision.__table__)).all()
     assert len(found) == len(wanted) == 300
     for row in found:
-        one = wanted[row.id]
-        assert row.unit.hex() == one["unit"][2:]
-        assert row.why == orjson.loads(orjson.dumps(one["why"]))
-        for name in columnar.COLUMNS:
-            if name not in ("unit", "why"):
-                assert getattr(row, name) == one[name], name
+        for name in copying.COLUMNS:
+            assert getattr(row, name) == wanted[row.id][name], name
     assert {row.id.bytes for row in found} == {one.tobytes() for one in answers.ids}
     loop.learn(number)
     assert verify(loop.engine, "spring", sample=300).holds

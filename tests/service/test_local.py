@@ -192,7 +192,7 @@ def test_an_acknowledged_decision_is_on_disk(shop: Shop) -> None:
         decision = barter.decide("spring", "ana")
         kept = Spool(shop.folder).after(0, limit=10)
         ((_, kind, body),) = kept
-        assert (kind, orjson.loads(body)["id"]) == (DECISION, decision.decision_id)
+        assert (kind, orjson.loads(body)["decision_id"]) == (DECISION, decision.decision_id)
         assert "ana" not in body.decode()
 
 
@@ -273,13 +273,12 @@ def test_bad_input_is_told_as_the_server_tells_it(shop: Shop) -> None:
 
 def made_here(shop: Shop, **told: Any) -> dict[str, Any]:
     """Return a decision as a client would tell it, without telling it."""
-    from service.local import feed
-
     with shop.client() as barter:
         shop.line.up = False
         barter.decide("spring", "ana", {"recency_days": 3}, **told)
         ((_, _, body),) = barter._host.spool.after(0, limit=10)
-    return feed._decision(body)
+    found: dict[str, Any] = json.loads(body)
+    return found
 
 
 def other(id: str) -> str:
@@ -364,7 +363,7 @@ def test_one_entry_that_is_refused_holds_back_no_other(shop: Shop) -> None:
         shop.line.up = False
         barter.decide("spring", "ana")
         bad = json.loads(barter._host.spool.after(0, limit=1)[0][2])
-        bad |= {"id": other(bad["id"]), "propensity": 0.123}
+        bad |= {"decision_id": other(bad["decision_id"]), "propensity": 0.123}
         entry = Entry(DECISION, b"x" * 16, orjson.dumps(bad))
         barter._host.spool.append([entry])
         barter.decide("spring", "bea")

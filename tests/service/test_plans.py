@@ -171,7 +171,7 @@ def hot(loop: Loop, record: Record, campaign: int) -> list[DecisionReply]:
         later = dt.datetime.now(dt.UTC) + dt.timedelta(days=100)
         upkeep.settle(loop.engine, campaign, now=later)
     with record.of("lists"), loop.engine.connect() as connection:
-        connection.execute(queries.decision_is_there(made[0].decision_id.bytes))
+        connection.execute(queries.decisions_there(), {"ids": f"{{{made[0].decision_id}}}"})
     return made
 
 
@@ -208,3 +208,69 @@ def test_no_hot_path_and_no_page_reads_the_log_whole(
     assert whole == set(), whole
     # An index that none of these needs costs every row that is appended.
     assert {one for one in columns.values() if LOG.match(one.split()[0])} - used == set()
+
+
+QUIET = 60
+"""Pages that are as well read: those of indexes, down to where a campaign's rows would be."""
+
+
+@pytest.fixture
+def lopsided(config: Config, engine: Engine) -> Iterator[tuple[Engine, Campaign]]:
+    """All rows are of one campaign, as PostgreSQL knows; another has none and is given."""
+    with running(config, engine) as loop:
+        loop.launch()
+        for key in ("quiet", "silent"):
+            with db.transaction(engine) as session:
+                quiet = campaigns.create(session, definition(key=key), actor="test")
+                campaigns.transition(session, key, "launch", actor="test")
+                session.flush()
+                session.expunge(quiet)
+        with engine.begin() as connection:
+            for statement in FILL.replace(" + n % 50", "").split(";")[:-1]:
+                values = {"campaign": loop.live.id, "since": 0}
+                connection.execute(text(statement).bindparams(
+                    **{name: values[name] for name in values if f":{name}" in statement}
+                ))  # fmt: skip
+            connection.execute(text(LEARNT.replace("c.id, 100", "c.id, 1").replace(
+                "WHERE s.version = 1", f"WHERE c.id = {loop.live.id}")))  # fmt: skip
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+        yield engine, quiet
+
+
+def test_a_campaign_without_rows_costs_nothing_beside_one_that_has_all(
+    lopsided: tuple[Engine, Campaign], app: Flask
+) -> None:
+    """Read is what is read, not what a plan says: an index on positions alone is one, too."""
+    engine, quiet = lopsided
+    record = Record()
+    record.listen(engine)
+    with record.of("the learner's look"), engine.connect() as connection:
+        connection.execute(queries.campaigns_with_news())
+    with record.of("learning"), engine.connect() as connection:
+        connection.execute(queries.decisions_after(quiet.id, 0, None, 1000))
+        connection.execute(queries.decisions_after(quiet.id, 0, 10**9, 1000))
+        connection.execute(queries.outcomes_after(quiet.id, 0, None, 1000))
+        connection.execute(queries.randomised_before(quiet.id, 10**9, ("policy",), 1000))
+        connection.execute(queries.randomised_count(quiet.id, 0, 10**9, ("policy",), 1000))
+        connection.execute(queries.reservations_between(quiet.id, 0, 10**9, learnt=0, limit=1000))
+    record.listen(app.extensions["barter.engine"])
+    browser = Browser(app).log_in("admin")
+    every = "decisions", "decisions?reason=killed", "decisions?arm=ten", ""
+    for page in ("/decisions?campaign=quiet", *(f"/campaigns/silent/{one}" for one in every)):
+        with record.of(page):
+            assert browser.client.get(page.rstrip("/")).status_code == 200, page
+    with record.of("deleting a draft"), db.transaction(engine) as session:
+        campaigns.create(session, definition(key="draft"), actor="test")
+        campaigns.delete(session, "draft", actor="test")
+    dear = {}
+    with engine.connect() as connection:
+        for one in record.asked:
+            if not one.statement.lstrip().startswith(("SELECT", "WITH")):
+                continue
+            explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {one.statement}"
+            plan = connection.exec_driver_sql(explain, one.values).scalar_one()[0]["Plan"]
+            pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+            if pages > QUIET:
+                dear[one.by] = pages
+    assert dear == {}
