@@ -24,7 +24,7 @@ import structlog
 from numpy.typing import NDArray
 
 from bandits import sampling
-from service import columnar, columns, contexts, decide
+from service import columnar, columns, contexts, decide, security
 from service.columnar import Bytes, Kind
 from service.columns import Column, Columns
 from service.copying import ID_BYTES
@@ -36,7 +36,7 @@ from service.runtime import Runtime
 from service.snapshots import LiveCampaign
 from service.spool import DECISIONS, FRESH, Entry, SpoolError
 
-RANDOM_BYTES = 12
+RANDOM_BYTES = 10
 ID_TEXT = 36
 _DIGITS = np.array([*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36)])
 log = structlog.get_logger()
@@ -482,9 +482,9 @@ def _filled(
 def random_ids(campaign: int, rows: int) -> Bytes:
     """Return as many new decision ids (B, 16): `decide.decision_id` without a request id."""
     ids = np.empty((rows, ID_BYTES), dtype=np.uint8)
-    ids[:, :4] = np.frombuffer(campaign.to_bytes(4, "big"), np.uint8)
+    ids[:, :6] = np.frombuffer(campaign.to_bytes(4, "big") + security.tick(), np.uint8)
     random = os.urandom(rows * RANDOM_BYTES)
-    ids[:, 4:] = np.frombuffer(random, np.uint8).reshape(rows, RANDOM_BYTES)
+    ids[:, 6:] = np.frombuffer(random, np.uint8).reshape(rows, RANDOM_BYTES)
     ids[:, 6] = ids[:, 6] & 0x0F | 0x80
     ids[:, 8] = ids[:, 8] & 0x3F | 0x80
     return ids

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 import structlog
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from service import columnar, copying, products, queries, recommended
@@ -42,7 +42,10 @@ log = structlog.get_logger()
 
 OVERLAP = dt.timedelta(seconds=60)
 NEWS = ("campaigns", "keys", "customers", "products", "snapshot", "budgets")
-"""What, when it is announced, is brought down at once; of the log we are the ones who announce."""
+"""What, when it is announced, is brought down at once."""
+NEWS_OF = {False: "log", True: "outcomes"}
+"""What is announced of what was carried up, by whether outcomes are among it: they are learnt from
+at once."""
 
 Entries = Sequence[tuple[int, int, bytes]]
 
@@ -223,8 +226,8 @@ class Carrier:
             for body in of[DECISIONS]:
                 _copy_list(connection, columnar.decode(body))
             last = max(shipped, upto, *(entry[0] for entry in entries))
-            connection.execute(queries.SET_SHIPPED, {"id": self._spool.id, "shipped": last})
-            connection.execute(select(func.pg_notify("barter", "log")))
+            moved = {"id": self._spool.id, "shipped": last, "news": NEWS_OF[bool(of[OUTCOME])]}
+            connection.execute(queries.SET_SHIPPED, moved)
         return last
 
     def refresh(self) -> None:

@@ -138,7 +138,7 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     with until_signalled() as stop:
         for name, run in beside.items():
             threading.Thread(target=run, args=(stop,), name=name, daemon=True).start()
-        follow(url, learner.wake, stop, only="log")
+        follow(url, learner.wake, stop, only="outcomes")
         threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
         learner.run(stop)
     return 0

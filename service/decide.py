@@ -218,8 +218,8 @@ def decide(
 def decision_key(campaign: LiveCampaign, request_id: str | None) -> bytes:
     """Return the decision's id: a UUIDv8 (RFC 9562) that starts with the campaign's number.
 
-    Random, or derived from the request id: then a repeat meets the decision that was stored first,
-    in this host's spool within a day, and in Postgres for good.
+    Then `security.tick` and random, or derived from the request id: a repeat of that meets the
+    decision that was stored first, in this host's spool within a day, and in Postgres for good.
     """
     if request_id is None:
         return campaign.prefix + security.random_tail()

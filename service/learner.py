@@ -416,7 +416,7 @@ class Learner:
             upkeep.settle(self._engine, campaign_id)
 
     def step(self) -> bool:
-        """Learn all that is news of every campaign; tell whether there may be more soon."""
+        """Learn all that is news of every campaign; tell whether outcomes may follow soon."""
         if time.monotonic() - self._upkeep_at > UPKEEP_SECONDS:
             try:
                 self._upkeep()
@@ -428,11 +428,10 @@ class Learner:
         for campaign_id, told in waiting:
             since = time.monotonic() - self._learnt_at.get(campaign_id, -QUIET_SECONDS)
             if not told and since < QUIET_SECONDS:
-                busy = True
                 continue
             self._learnt_at[campaign_id] = time.monotonic()
             try:
-                busy |= self._learn(campaign_id)
+                busy |= self._learn(campaign_id) and told
             except Exception as error:
                 # One campaign's trouble leaves its last good snapshot serving and the others
                 # learning; it is tried again with every step, until a person has mended it.

@@ -86,8 +86,11 @@ SHIPPED = text(
 )
 """How far a local log has been carried; a new one starts at 0."""
 
-SET_SHIPPED = text("UPDATE spools SET shipped = :shipped, updated_at = now() WHERE id = :id")
-"""Advance the watermark, in the transaction that carries the entries."""
+SET_SHIPPED = text(
+    "WITH spool AS (UPDATE spools SET shipped = :shipped, updated_at = now() WHERE id = :id"
+    " RETURNING id) SELECT pg_notify('barter', :news) FROM spool"
+)
+"""Advance the watermark, in the transaction that carries the entries, and announce them."""
 
 
 def _copy_into(table: str, columns: Sequence[str]) -> sql.Composed:
@@ -133,7 +136,7 @@ INSERT_OUTCOMES = text(
         occurred_at timestamptz, received_at timestamptz, discount_minor bigint))
         WITH ORDINALITY AS o (event_id, campaign_id, decision_id, kind, revenue_minor,
         margin_minor, occurred_at, received_at, discount_minor, place)
-    WHERE NOT EXISTS (SELECT FROM outcomes AS known WHERE known.event_id = o.event_id)
+    WHERE (SELECT true FROM outcomes AS known WHERE known.event_id = o.event_id LIMIT 1) IS NULL
     ORDER BY o.place
     ON CONFLICT DO NOTHING
     """
@@ -141,7 +144,7 @@ INSERT_OUTCOMES = text(
 """Append outcomes in their order; a repeated event id adds nothing.
 
 Who holds the log's lock may look first: no partition's index knows the ids of the others. Repeats
-within the statement are that index's to find.
+within the statement are that index's to find. One by one: as ``NOT EXISTS`` it may read the table.
 """
 
 
@@ -182,6 +185,9 @@ def span(
     rows for another campaign, which has none.
     """
     column, here = log.campaign_id, tuple_(*place(log))
+    # Positions outgrow what a number of Python is taken for by itself, 31 bits.
+    after, until = (literal(one, BigInteger) if isinstance(one, int) else one
+                    for one in (after, until))  # fmt: skip
     ends = column <= campaign if until is None else here <= tuple_(campaign, until)
     # Positions by themselves say which partitions need not be looked at.
     among = [log.position > after] + ([] if until is None else [log.position <= until])
@@ -364,9 +370,10 @@ def budgets() -> Query:
 def decisions_told_of(campaign_id: int, after: int, upto: int, learnt: int) -> Query:
     """Return the decisions up to a position that outcomes in a span of positions are about."""
     told_of = select(Outcome.decision_id).where(*span(Outcome, campaign_id, after, upto))
-    return select(*DECISION).where(
-        Decision.campaign_id == campaign_id, Decision.id.in_(told_of), Decision.position <= learnt
-    )
+    told = told_of.distinct().subquery("told")
+    its = Decision.id == told.c.decision_id
+    here = Decision.campaign_id == campaign_id, Decision.position <= learnt
+    return _for_each(told, select(*DECISION).where(its, *here))
 
 
 def outcomes_after(campaign_id: int, position: int, until: int | None, limit: int) -> Query:
@@ -405,6 +412,15 @@ def packed(row: Any) -> ColumnElement[bytes]:
     return func.string_agg(row, literal(b"", LargeBinary), type_=LargeBinary)
 
 
+def _for_each(wanted: Any, rows: Query) -> Query:
+    """Return the rows that a table has for each of those that are wanted, found by its index.
+
+    Each by itself: left to join as it likes, PostgreSQL reads whole partitions for some hundred.
+    """
+    one = rows.offset(0).correlate(wanted).lateral("one")
+    return select(*one.c).select_from(wanted).join(one, text("true"))
+
+
 def _places() -> Any:
     """Return the table of the ids of an array, ``ids``, each with its place, counted from 1."""
     # Read once as a table: as `= ANY` the text would be read for every row of a scan.
@@ -427,10 +443,10 @@ def outcomes_of() -> Query:
         "discount_minor": func.coalesce(Outcome.discount_minor, UNTOLD),
         "occurred_at": Outcome.occurred_at,
     }
-    row = joined([sent(function, values[name]) for name, function, _ in EVENT])
-    told_of = Outcome.decision_id == wanted.c.id
+    row = joined([sent(function, values[name]) for name, function, _ in EVENT]).label("row")
     upto = Outcome.position <= bindparam("until", type_=BigInteger)
-    return select(packed(row)).join_from(wanted, Outcome, told_of).where(upto)
+    rows = _for_each(wanted, select(row).where(Outcome.decision_id == wanted.c.id, upto))
+    return select(packed(rows.subquery().c.row))
 
 
 @functools.cache
@@ -439,8 +455,9 @@ def rewards_of() -> Query:
     wanted = _places()
     values = {name: getattr(Reward, name) for name in AMOUNTS}
     values["place"] = wanted.c.place - 1
-    row = joined([sent(function, values[name]) for name, function, _ in CREDIT])
-    return select(packed(row)).join_from(wanted, Reward, Reward.decision_id == wanted.c.id)
+    row = joined([sent(function, values[name]) for name, function, _ in CREDIT]).label("row")
+    rows = _for_each(wanted, select(row).where(Reward.decision_id == wanted.c.id))
+    return select(packed(rows.subquery().c.row))
 
 
 def newest_snapshot(campaign_id: int) -> Query:
@@ -504,8 +521,12 @@ def fitted_states(places: Sequence[tuple[int, int]]) -> Query:
     return select(Retraining.campaign_id, Retraining.state).join_from(those, Retraining, that)
 
 
+@functools.cache
 def campaigns_with_news() -> Query:
-    """Return campaigns that have something not yet learnt from: id, and whether outcomes are."""
+    """Return campaigns that have something not yet learnt from: id, and whether outcomes are.
+
+    Built once, as it is asked many times a second.
+    """
     learnt = (
         select(Snapshot.decision_position, Snapshot.outcome_position)
         .where(Snapshot.campaign_id == Campaign.id)
@@ -533,7 +554,7 @@ def campaigns_there(ids: Sequence[int]) -> Query:
 def decisions_there() -> Query:
     """Return those of the decisions ``ids`` that are in the log; asked as `outcomes_of` is."""
     wanted = _places()
-    return select(wanted.c.id).where(exists().where(Decision.id == wanted.c.id))
+    return _for_each(wanted, select(Decision.id).where(Decision.id == wanted.c.id))
 
 
 def campaign_row(campaign_id: int) -> Query:

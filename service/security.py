@@ -21,6 +21,7 @@ import re
 import secrets
 import string
 import threading
+import time
 from typing import NamedTuple
 
 import orjson
@@ -84,8 +85,17 @@ def tail(data: bytes) -> bytes:
     return data[:2] + version + data[3:4] + variant + data[5:]
 
 
+def tick() -> bytes:
+    """Return two bytes that count 8 seconds, for ids to begin with where nothing hangs on them.
+
+    Neighbours in time are neighbours in an index then, which costs PostgreSQL a quarter of the time
+    of a COPY less than random places all over it. They go round in six days, which does not matter.
+    """
+    return (int(time.time()) >> 3 & 0xFFFF).to_bytes(2, "big")
+
+
 class _Tails:
-    """Random tails, made many at a time: one alone would cost as much as the draw of an arm."""
+    """Random tails after a tick, made many at a time: one would cost as much as an arm's draw."""
 
     def __init__(self) -> None:
         self.clear()
@@ -106,6 +116,8 @@ class _Tails:
 
     def _made(self) -> list[bytes]:
         data = bytearray(os.urandom(TAIL_BYTES * TAILS))
+        for place, byte in enumerate(tick()):
+            data[place::TAIL_BYTES] = bytes([byte]) * TAILS
         data[2::TAIL_BYTES] = data[2::TAIL_BYTES].translate(_VERSION_8)
         data[4::TAIL_BYTES] = data[4::TAIL_BYTES].translate(_VARIANT)
         return [bytes(data[at : at + TAIL_BYTES]) for at in range(0, len(data), TAIL_BYTES)]

@@ -27,6 +27,7 @@ import structlog
 
 MARK = b"\xb4rt\n"
 _HEADER = struct.Struct("<4sIIQ")
+_BEGUN = struct.Struct("<4sI")
 _CHECKED = struct.Struct("<IQ")
 SEGMENT_BYTES = 64 << 20
 READ_BYTES = 1 << 20
@@ -249,9 +250,8 @@ class _File:
 
 
 def _framed(number: int, payload: bytes) -> bytes:
-    checked = _CHECKED.pack(len(payload), number)
-    crc = zlib.crc32(payload, zlib.crc32(checked))
-    return _HEADER.pack(MARK, crc, len(payload), number) + payload
+    checked = _CHECKED.pack(len(payload), number) + payload
+    return _BEGUN.pack(MARK, zlib.crc32(checked)) + checked
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:
@@ -263,42 +263,38 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
 
 def _records(data: bytes, place: Place) -> tuple[list[Record], Place]:
     """Return the whole records at the front of what was read, and the place after the last."""
-    records, position, number = [], 0, place.number
-    while (found := _whole(data, position)) is not None or (
-        position := _next_whole(data, position, place)
-    ) >= 0:
+    records: list[Record] = []
+    view, position, (segment, offset, number) = memoryview(data), 0, place
+    while True:
+        found = _whole(view, position)
         if found is None:
+            position = _next_whole(data, position, place)
+            if position < 0:
+                break
             continue
-        length, number = found
-        start = position + _HEADER.size
-        at = Place(place.segment, place.offset + position, number)
-        position, number = start + length, number + 1
-        records.append(Record(at, data[start:position]))
-        end = position
-    if not records:
-        return [], place
-    return records, Place(place.segment, place.offset + end, number)
+        end, number = found
+        at = Place(segment, offset + position, number)
+        records.append(Record(at, data[position + _HEADER.size : end]))
+        position = end
+    return (records, records[-1].following) if records else ([], place)
 
 
-def _whole(data: bytes, position: int) -> tuple[int, int] | None:
-    """Return length and number of the record at a position, if it is whole."""
-    start = position + _HEADER.size
-    if start > len(data):
+def _whole(view: memoryview, position: int) -> tuple[int, int] | None:
+    """Return the end and the number of the record at a position, if it is whole."""
+    if position + _HEADER.size > len(view):
         return None
-    mark, crc, length, number = _HEADER.unpack_from(data, position)
-    if mark != MARK or start + length > len(data):
+    mark, crc, length, number = _HEADER.unpack_from(view, position)
+    end = position + _HEADER.size + length
+    if mark != MARK or end > len(view) or zlib.crc32(view[position + _BEGUN.size : end]) != crc:
         return None
-    payload = memoryview(data)[start : start + length]
-    if zlib.crc32(payload, zlib.crc32(_CHECKED.pack(length, number))) != crc:
-        return None
-    return length, number
+    return end, number
 
 
 def _next_whole(data: bytes, position: int, place: Place) -> int:
     """Return where the next whole record behind damage begins, -1 where none does."""
-    damaged = position
+    damaged, view = position, memoryview(data)
     while (position := data.find(MARK, position + 1)) >= 0:
-        if _whole(data, position) is not None:
+        if _whole(view, position) is not None:
             log.error("log_damaged", segment=place.segment, offset=place.offset + damaged,
                       bytes=position - damaged)  # fmt: skip
             return position

@@ -196,17 +196,28 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
 PLAIN = b"\xc1"
 """A byte that MessagePack never begins with. It stands before what is only to be shipped: no id
-that may be repeated, no assignment, no reservation."""
+that may be repeated, no assignment, no reservation. What follows is the entry's kind, one byte, and
+its body; an earlier release wrote all of the entry here, too."""
+_PLAIN_OF = {kind: PLAIN + bytes([kind]) for kind in KINDS}
 
 
 def _payload(kept: _Kept) -> bytes:
     _, entry = kept
-    plain = not entry.unique and entry.assignment is None and entry.reservation is None
-    return PLAIN + _encode(kept) if plain else _encode(kept)
+    if not entry.unique and entry.assignment is None and entry.reservation is None:
+        return _PLAIN_OF[entry.kind] + entry.body
+    return _encode(kept)
+
+
+def _shipped(payload: bytes) -> tuple[int, bytes]:
+    """Return what is shipped of a record: kind and body."""
+    if payload[:1] == PLAIN and payload[1] in _PLAIN_OF:
+        return payload[1], payload[2:]
+    _, entry = _decode(payload.removeprefix(PLAIN))
+    return entry.kind, entry.body
 
 
 def _entry(payload: bytes) -> Entry:
-    return _decode(payload.removeprefix(PLAIN)).entry
+    return _decode(payload).entry
 
 
 Then = Callable[[list[Stored] | SpoolError], object]
@@ -399,8 +410,7 @@ class Spool:
                 size += sum(len(record.payload) for record in records)
             if found:
                 self._shipping = found[-1].following
-        entries = [(record.number, _entry(record.payload)) for record in found]
-        return [(number, entry.kind, entry.body) for number, entry in entries]
+        return [(record.number, *_shipped(record.payload)) for record in found]
 
     def shipped(self, number: int) -> None:
         """Say that PostgreSQL has committed the entries up to this one."""

@@ -3,22 +3,25 @@
 `closed` asks again on every connection as soon as it has its answer: what a server can do.
 `opened` asks at a fixed rate whatever the answers do, and counts a request's time from the moment
 it was due, so a server that stalls is not spared the requests that would have come meanwhile
-("coordinated omission"). Both tell what share of the machine the generator took itself.
+("coordinated omission"). Both tell what share of the machine the generator took itself: it shares
+the processors with what it measures, so it asks and reads by system calls alone.
 """
 
-import asyncio
 import itertools
 import os
+import select
+import socket
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
-
-import uvloop
+from collections.abc import Iterator
+from typing import NamedTuple
 
 Request = tuple[str, str | bytes, dict[str, str]]
 """Path, body and headers of a POST."""
+READ_BYTES = 1 << 16
+TICK_SECONDS = 0.001
+TIMEOUT_SECONDS = 60.0
 
 
 class Sample(NamedTuple):
@@ -30,31 +33,46 @@ class Sample(NamedTuple):
     own: float
 
 
-class _Connection(asyncio.Protocol):
-    """One connection with one request at a time; ``then`` is told how long each took."""
+class _Connection:
+    """One connection with one request at a time."""
 
-    def __init__(self, raws: Iterator[bytes], then: Callable[["_Connection", float], None]) -> None:
-        self._raws, self._then = raws, then
-        self._got = bytearray()
-        self._since = 0.0
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._got, self._wanted = b"", 0
+        self.since = 0.0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
-    def ask(self, since: float) -> None:
-        """Send the next request; it counts from ``since``."""
-        self._since = since
-        self._transport.write(next(self._raws))
+    def ask(self, raw: bytes, since: float) -> None:
+        """Send a request; it counts from ``since``."""
+        self.since = since
+        self._socket.sendall(raw)
 
-    def data_received(self, data: bytes) -> None:
-        self._got += data
-        end = self._got.find(b"\r\n\r\n")
-        if end < 0 or len(self._got) - end - 4 < _length(bytes(self._got[:end])):
-            return
-        if bytes(self._got[9:12]) not in (b"200", b"202"):
-            raise RuntimeError(f"answered {bytes(self._got[:60])!r}")
-        self._got = bytearray()
-        self._then(self, time.perf_counter() - self._since)
+    def answered(self) -> bool:
+        """Read what has come; tell whether the answer is whole.
+
+        Raises:
+            RuntimeError: it is no 200 or 202, or the connection has ended.
+        """
+        got = self._socket.recv(READ_BYTES)
+        if self._got:
+            got = self._got + got
+        if not self._wanted:
+            end = got.find(b"\r\n\r\n")
+            if got[9:12] not in (b"200", b"202"):
+                raise RuntimeError(f"answered {got[:60]!r}")
+            if end >= 0:
+                self._wanted = end + 4 + _length(got[:end])
+        whole = 0 < self._wanted <= len(got)
+        self._got = b"" if whole else got
+        if whole:
+            self._wanted = 0
+        return whole
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def _length(head: bytes) -> int:
@@ -63,16 +81,61 @@ def _length(head: bytes) -> int:
     return int(head[at : end if end >= 0 else len(head)])
 
 
+class _Asking:
+    """Connections to a server, what they ask in turn, and how long each answer took."""
+
+    def __init__(self, port: int, requests: Iterator[bytes], connections: int) -> None:
+        self._requests = requests
+        # In turn: servers close a connection on which nothing is asked for half a minute.
+        self.idle = deque(_Connection(port) for _ in range(connections))
+        self._of = {one.fileno(): one for one in self.idle}
+        self._poll = select.epoll()
+        for number in self._of:
+            self._poll.register(number, select.EPOLLIN)
+        self.took: list[float] = []
+
+    def ask(self, since: float) -> None:
+        """Ask on an idle connection."""
+        self.idle.popleft().ask(next(self._requests), since)
+
+    def wait(self, seconds: float) -> None:
+        """Take the answers that come, for at most so long if there are none."""
+        for number, _ in self._poll.poll(seconds):
+            connection = self._of[number]
+            if connection.answered():
+                self.took.append(time.perf_counter() - connection.since)
+                self.idle.append(connection)
+
+    def close(self) -> None:
+        """Hang up, whatever has not been answered."""
+        self._poll.close()
+        for one in self._of.values():
+            one.close()
+
+
 def closed(port: int, request: Request, *, connections: int, seconds: float) -> Sample:
     """Ask without a pause on so many connections."""
-    raws = itertools.repeat(_raw(request))
-    return uvloop.run(_closed(port, raws, connections, seconds))
+    asking = _Asking(port, itertools.repeat(_raw(request)), connections)
+    used, ends = time.process_time(), time.perf_counter() + seconds
+    while (now := time.perf_counter()) < ends:
+        while asking.idle:
+            asking.ask(now)
+        asking.wait(ends - now)
+    return _sample(asking, seconds, time.process_time() - used)
 
 
 def opened(port: int, *requests: Request, connections: int, seconds: float, rate: float) -> Sample:
     """Ask ``rate`` times a second, one request after the other, on at most so many connections."""
     raws = itertools.cycle([_raw(request) for request in requests])
-    return uvloop.run(_opened(port, raws, connections, seconds, rate))
+    asking = _Asking(port, raws, connections)
+    used, start, asked = time.process_time(), time.perf_counter(), 0
+    while (now := time.perf_counter()) < start + seconds:
+        while asking.idle and (due := start + asked / rate) <= now:
+            asking.ask(due)
+            asked += 1
+        # No shorter: it would wake for every request, and take of the machine what it measures.
+        asking.wait(max(TICK_SECONDS, start + asked / rate - now) if asking.idle else 1.0)
+    return _sample(asking, seconds, time.process_time() - used)
 
 
 def _raw(request: Request) -> bytes:
@@ -83,69 +146,11 @@ def _raw(request: Request) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + raw
 
 
-async def _connected(
-    port: int, raws: Iterator[bytes], number: int, then: Callable[[_Connection, float], None]
-) -> list[_Connection]:
-    loop = asyncio.get_running_loop()
-    made = [
-        await loop.create_connection(lambda: _Connection(raws, then), "127.0.0.1", port)
-        for _ in range(number)
-    ]
-    return [protocol for _, protocol in made]
-
-
-async def _closed(port: int, raws: Iterator[bytes], connections: int, seconds: float) -> Sample:
-    took: list[float] = []
-    ends = time.perf_counter() + seconds
-
-    def then(connection: _Connection, latency: float) -> None:
-        took.append(latency)
-        if (now := time.perf_counter()) < ends:
-            connection.ask(now)
-
-    asking = await _connected(port, raws, connections, then)
-    ends = time.perf_counter() + seconds
-    used = time.process_time()
-    for connection in asking:
-        connection.ask(time.perf_counter())
-    await asyncio.sleep(seconds)
-    return _sample(took, seconds, time.process_time() - used)
-
-
-async def _opened(
-    port: int, raws: Iterator[bytes], connections: int, seconds: float, rate: float
-) -> Sample:
-    took: list[float] = []
-    due: deque[float] = deque()
-    # In turn: servers close a connection on which nothing is asked for half a minute.
-    idle: deque[_Connection] = deque()
-
-    def then(connection: _Connection, latency: float) -> None:
-        took.append(latency)
-        if due:
-            connection.ask(due.popleft())
-        else:
-            idle.append(connection)
-
-    idle += await _connected(port, raws, connections, then)
-    used, start, asked = time.process_time(), time.perf_counter(), 0
-    while (now := time.perf_counter()) < start + seconds:
-        while start + asked / rate <= now:
-            moment = start + asked / rate
-            asked += 1
-            if idle:
-                idle.popleft().ask(moment)
-            else:
-                due.append(moment)
-        # No shorter: an event loop spins through what is below its clock's resolution.
-        await asyncio.sleep(max(0.001, start + asked / rate - time.perf_counter()))
-    return _sample(took, seconds, time.process_time() - used)
-
-
-def _sample(took: list[float], seconds: float, used: float) -> Sample:
-    milliseconds = sorted(1000 * one for one in took)
+def _sample(asking: _Asking, seconds: float, used: float) -> Sample:
+    asking.close()
+    milliseconds = sorted(1000 * one for one in asking.took)
     return Sample(
-        len(took) / seconds,
+        len(milliseconds) / seconds,
         statistics.median(milliseconds),
         milliseconds[int(0.99 * len(milliseconds))],
         used / seconds / len(os.sched_getaffinity(0)),

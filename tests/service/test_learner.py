@@ -328,8 +328,28 @@ def test_a_query_that_fails_for_one_campaign_does_not_stop_the_others(
         return learn(engine, campaign, backend=backend)
 
     monkeypatch.setattr("service.learner.learn", fail_first)
-    assert Learner(loop.engine, backend="numpy").step()
+    Learner(loop.engine, backend="numpy").step()
     assert state(loop, second).trials.sum() == 1
+
+
+def test_outcomes_are_learnt_from_at_once_and_decisions_alone_when_there_are_some(
+    loop: Loop,
+) -> None:
+    campaign = loop.launch()
+    learner = Learner(loop.engine, backend="numpy")
+    made = loop.shop(5)
+    loop.outcome(made[0])
+    loop.carry()
+    assert learner.step() is True
+    before = state(loop, campaign).trials.sum()
+    loop.decide("ana")
+    loop.carry()
+    assert learner.step() is False
+    assert state(loop, campaign).trials.sum() == before
+    loop.outcome(made[0], kind="clicked")
+    loop.carry()
+    assert learner.step() is True
+    assert state(loop, campaign).trials.sum() == before + 1
 
 
 def test_campaigns_of_one_shape_share_what_was_compiled() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import orjson
 import pytest
 from flask import Flask
 from sqlalchemy import Engine, event, select, text
@@ -24,6 +25,7 @@ from tests.service.test_console import Browser
 
 LOG = re.compile(r"(decisions|outcomes|rewards)(_\d+)?$")
 SMALL = 1000
+NOW = dt.datetime(2026, 11, 30, tzinfo=dt.UTC)
 """Rows of a table that is as well read whole."""
 ARMS = [
     {"key": "none", "name": "None", "offer": {"kind": "none"}},
@@ -128,15 +130,32 @@ def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from scans(below)
 
 
-def explained(engine: Engine, asked: list[Asked]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (who asked, a scan of its plan)."""
+def explained(
+    engine: Engine, asked: list[Asked], *, apart: float = 1.1
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (who asked, a scan of its plan).
+
+    ``apart`` is what rows here and there cost beside rows in a row: little more on a disk without
+    a head, or in memory.
+    """
     with engine.connect() as connection:
-        # As on a disk without a head, or in memory: rows here and there cost little more.
-        connection.execute(text("SET random_page_cost = 1.1"))
+        connection.execute(text(f"SET random_page_cost = {apart}"))
         for one in asked:
             found = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {one.statement}", one.values)
             for scan in scans(found.scalar_one()[0]["Plan"]):
                 yield one.by, scan
+
+
+def rows_of(engine: Engine) -> dict[str, float]:
+    """Return how many rows each table has."""
+    with engine.connect() as connection:
+        return dict(connection.execute(text("SELECT relname, reltuples FROM pg_class")).all())
+
+
+def reads_whole(scan: dict[str, Any], sizes: dict[str, float]) -> bool:
+    """Tell whether a table of the log that is not small is read from its beginning."""
+    table = scan.get("Relation Name", "")
+    return scan["Node Type"] == "Seq Scan" and bool(LOG.match(table)) and sizes[table] > SMALL
 
 
 def shown(
@@ -191,18 +210,14 @@ def test_no_hot_path_and_no_page_reads_the_log_whole(
         with record.of("a unit's decisions"):
             history.decisions(session, campaign, history.Filters(unit=unit))
     with grown.engine.connect() as connection:
-        sizes: dict[str, float] = dict(
-            connection.execute(text("SELECT relname, reltuples FROM pg_class")).all()
-        )
         columns: dict[str, str] = dict(connection.execute(text(
             "SELECT indexname, regexp_replace(tablename, '_[0-9]+$', '') || ' '"
             " || substring(indexdef FROM '\\((.*)\\)') FROM pg_indexes"
         )).all())  # fmt: skip
-    whole, used = set(), set()
+    whole, used, sizes = set(), set(), rows_of(grown.engine)
     for by, scan in explained(grown.engine, record.asked):
-        relation = scan.get("Relation Name", "")
-        if scan["Node Type"] == "Seq Scan" and LOG.match(relation) and sizes[relation] > SMALL:
-            whole.add((by, relation))
+        if reads_whole(scan, sizes):
+            whole.add((by, scan["Relation Name"]))
         if "Index Name" in scan:
             used.add(columns[scan["Index Name"]])
     assert whole == set(), whole
@@ -249,7 +264,7 @@ def test_a_campaign_without_rows_costs_nothing_beside_one_that_has_all(
         connection.execute(queries.campaigns_with_news())
     with record.of("learning"), engine.connect() as connection:
         connection.execute(queries.decisions_after(quiet.id, 0, None, 1000))
-        connection.execute(queries.decisions_after(quiet.id, 0, 10**9, 1000))
+        connection.execute(queries.decisions_after(quiet.id, 0, 10**12, 1000))
         connection.execute(queries.outcomes_after(quiet.id, 0, None, 1000))
         connection.execute(queries.randomised_before(quiet.id, 10**9, ("policy",), 1000))
         connection.execute(queries.randomised_count(quiet.id, 0, 10**9, ("policy",), 1000))
@@ -274,3 +289,33 @@ def test_a_campaign_without_rows_costs_nothing_beside_one_that_has_all(
             if pages > QUIET:
                 dear[one.by] = pages
     assert dear == {}
+
+
+def test_hundreds_of_ids_are_found_by_their_index(lopsided: tuple[Engine, Campaign]) -> None:
+    """To PostgreSQL it looks cheaper to read a whole partition, again and again, while it grows."""
+    engine, quiet = lopsided
+    record = Record()
+    record.listen(engine)
+    events = [{"event_id": f"e{n}", "kind": "clicked", "campaign_id": quiet.id} for n in range(300)]
+    with engine.connect() as connection:
+        some = connection.execute(select(Decision.id, Decision.campaign_id).limit(300)).all()
+        ids = {"ids": f"{{{','.join(str(row.id) for row in some)}}}"}
+        told = [event | {"decision_id": row.id, "revenue_minor": 0, "occurred_at": NOW,
+                         "received_at": NOW}
+                for event, row in zip(events, some, strict=True)]  # fmt: skip
+        with record.of("what is known"):
+            assert len(connection.execute(queries.decisions_there(), ids).all()) == 300
+        with record.of("outcomes"):
+            assert connection.scalar(queries.outcomes_of(), ids | {"until": 10**12})
+        with record.of("rewards"):
+            connection.execute(queries.rewards_of(), ids)
+        with record.of("what was learnt"):
+            query = queries.decisions_told_of(some[0].campaign_id, 0, 300, 10**12)
+            assert len(connection.execute(query).all()) == 300
+        with record.of("new outcomes"):
+            rows = orjson.dumps(told).decode()
+            assert connection.execute(queries.INSERT_OUTCOMES, {"rows": rows}).rowcount == 300
+        connection.rollback()
+    # What PostgreSQL thinks if nobody tells it about the disk.
+    sizes, found = rows_of(engine), explained(engine, record.asked, apart=4.0)
+    assert [by for by, scan in found if reads_whole(scan, sizes)] == []
