@@ -24,6 +24,8 @@ from service.workers import READY, RETIRE, STOP_SECONDS
 
 SWEEP_SECONDS = 5.0
 PATIENCE_SECONDS = 0.003
+REST_SECONDS = 0.1
+"""How long a worker rests that could not take a connection, as it has too many files open."""
 log = structlog.get_logger()
 
 
@@ -72,20 +74,24 @@ class Server(uvicorn.Server):
     def _ready(self, listener: socket.socket) -> None:
         """Take connections, or let others be quicker who have fewer."""
         own, loop = len(self.server_state.connections), asyncio.get_running_loop()
-        if own == 0:
-            self._take(listener, 1)
+        if own == 0 and self._take(listener, 1):
             return
         loop.remove_reader(listener)
         # The loop counts milliseconds. A burst is taken in a few turns, each worker its part.
-        wait = min(0.001 * own.bit_length(), PATIENCE_SECONDS)
+        wait = min(0.001 * own.bit_length(), PATIENCE_SECONDS) if own else REST_SECONDS
         loop.call_later(wait, self._take_late, listener, 1 + own // 2)
 
     def _take_late(self, listener: socket.socket, most: int) -> None:
-        if listener in self._listeners:
-            self._take(listener, most)
-            asyncio.get_running_loop().add_reader(listener, self._ready, listener)
+        loop = asyncio.get_running_loop()
+        if listener not in self._listeners:
+            return
+        if self._take(listener, most):
+            loop.add_reader(listener, self._ready, listener)
+        else:
+            loop.call_later(REST_SECONDS, self._take_late, listener, most)
 
-    def _take(self, listener: socket.socket, most: int) -> None:
+    def _take(self, listener: socket.socket, most: int) -> bool:
+        """Take connections; tell whether that could be done."""
         loop = asyncio.get_running_loop()
         try:
             for _ in range(most):
@@ -95,9 +101,11 @@ class Server(uvicorn.Server):
                 self._taking.add(task)
                 task.add_done_callback(self._taking.discard)
         except BlockingIOError:
-            return  # somebody was quicker
-        except OSError:
-            log.exception("connection_not_taken")
+            pass  # somebody was quicker
+        except OSError as error:
+            log.error("connection_not_taken", error=str(error))
+            return False
+        return True
 
     def _connection(self) -> Protocol:
         made: Protocol = self._protocol(

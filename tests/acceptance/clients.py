@@ -14,13 +14,15 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from sqlalchemy import Engine, Select, func, select
 
+from service import campaigns, db, keys
 from service.config import Config
 from service.models import Decision, Outcome, Snapshot
 from service.supervisor import Barter
-from tests.loop import BUYS
+from tests.loop import BUYS, definition
 
 CLIENTS = 6
 PAUSE_SECONDS = 0.01
@@ -39,25 +41,23 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in told.stdout.split()]
 
 
-class Load:
-    """Clients that repeat a request under the same id until it is acknowledged."""
+def launched(url: str, engine: Engine) -> str:
+    """Launch the campaign; return a key that may ask it."""
+    db.migrate(url)
+    with db.transaction(engine) as session:
+        campaigns.create(session, definition(), actor="test")
+        campaigns.transition(session, "spring", "launch", actor="test")
+        return keys.create(session, name="load", scopes=["decide", "reward"], actor="test")[1]
 
-    def __init__(self, port: int, key: str) -> None:
-        self.port, self.key = port, key
-        self.decided: dict[str, dict[str, object]] = {}
-        self.reported: set[str] = set()
-        self.answers_during_outage = 0
-        self.outage = threading.Event()
-        self.longest = 0.0
-        self.wrong: list[str] = []
-        self.broken: list[str] = []
+
+class Clients:
+    """Threads that ask from entering to leaving, each by its number."""
+
+    def __init__(self) -> None:
         self._stop = threading.Event()
-        self.local = threading.local()
-        self._threads = [
-            threading.Thread(target=self._shop, args=(number,)) for number in range(CLIENTS)
-        ]
+        self._threads = [threading.Thread(target=self._shop, args=(n,)) for n in range(CLIENTS)]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -66,6 +66,25 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+
+    def _shop(self, number: int) -> None:
+        raise NotImplementedError
+
+
+class Load(Clients):
+    """Clients that repeat a request under the same id until it is acknowledged."""
+
+    def __init__(self, port: int, key: str) -> None:
+        super().__init__()
+        self.port, self.key = port, key
+        self.decided: dict[str, dict[str, object]] = {}
+        self.reported: set[str] = set()
+        self.answers_during_outage = 0
+        self.outage = threading.Event()
+        self.longest = 0.0
+        self.wrong: list[str] = []
+        self.broken: list[str] = []
+        self.local = threading.local()
 
     def _shop(self, number: int) -> None:
         chance = random.Random(number)

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+CLOCKS = shutil.which("cc") is not None
+"""Whether processes can be given a clock that is off: that takes a C compiler."""
 CLOCK = r"""
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -59,7 +61,7 @@ def clock(folder: Path, hours: int) -> dict[str, str] | None:
     not the one that tells the time (time_namespaces(7)). Nor would Debian's `faketime`, under which
     `time.sleep` fails. So this stands before the C library in those processes.
     """
-    if shutil.which("cc") is None:
+    if not CLOCKS:
         return None
     library = folder / "clock.so"
     command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]

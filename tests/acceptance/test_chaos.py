@@ -21,14 +21,22 @@ from alembic import command
 from alembic.config import Config as Alembic
 from sqlalchemy import Engine, select
 
-from service import campaigns, db, embedded, keys
+from service import db, embedded
 from service.committed import LIMIT_SECONDS
 from service.config import Config
 from service.models import Decision, Outcome
 from service.supervisor import Barter
-from tests.acceptance.clients import CLIENTS, Host, Load, free_port, hang, until, wait_until_learnt
+from tests.acceptance.clients import (
+    CLIENTS,
+    Host,
+    Load,
+    free_port,
+    hang,
+    launched,
+    until,
+    wait_until_learnt,
+)
 from tests.conftest import SECRET
-from tests.loop import definition
 
 REPEATS = 100
 pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -43,12 +51,7 @@ def config(own_url: str, data_folder: Path) -> Config:
 
 @pytest.fixture
 def key(own_url: str, own_engine: Engine) -> str:
-    """Launch the campaign; return a key that may ask it."""
-    db.migrate(own_url)
-    with db.transaction(own_engine) as session:
-        campaigns.create(session, definition(), actor="test")
-        campaigns.transition(session, "spring", "launch", actor="test")
-        return keys.create(session, name="load", scopes=["decide", "reward"], actor="test")[1]
+    return launched(own_url, own_engine)
 
 
 def asked(load: Load, unit: str) -> dict[str, object]:

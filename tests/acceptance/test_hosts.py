@@ -9,6 +9,7 @@ The second acknowledges what PostgreSQL has committed, and is lost with its disk
 there the test learns itself.
 """
 
+import functools
 import http.client
 import itertools
 import json
@@ -27,13 +28,13 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, func, select
 
-from service import campaigns, db, embedded, keys, queries
+from service import db, embedded, queries
 from service.config import Config
 from service.learner import learn
 from service.models import Decision, Outcome, Snapshot
 from service.verify import verify
 from tests.acceptance import network
-from tests.acceptance.clients import CLIENTS, Host, until, wait_until_learnt
+from tests.acceptance.clients import CLIENTS, Clients, Host, launched, until, wait_until_learnt
 from tests.acceptance.network import Network
 from tests.conftest import SECRET, folder
 from tests.loop import BUYS, definition
@@ -134,15 +135,6 @@ def fleet(request: pytest.FixtureRequest, wires: Network, database: Config) -> I
             engine.dispose()
 
 
-def launched(url: str, engine: Engine) -> str:
-    """Launch the campaign; return a key that may ask it."""
-    db.migrate(url)
-    with db.transaction(engine) as session:
-        campaigns.create(session, definition(), actor="test")
-        campaigns.transition(session, "spring", "launch", actor="test")
-        return keys.create(session, name="load", scopes=["decide", "reward"], actor="test")[1]
-
-
 def post(address: str, key: str, path: str, body: Mapping[str, object]) -> tuple[int, Any]:
     """Ask one host; raises `OSError` where it does not answer in time."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -165,29 +157,19 @@ class Kept(NamedTuple):
     tries: int
 
 
-class Shops:
+class Shops(Clients):
     """App servers behind a load balancer: every request to the next host, or the one after that.
 
     A request keeps its id wherever it is sent.
     """
 
     def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
         self._addresses, self._key = fleet.addresses, fleet.key
         self.decided: dict[str, Kept] = {}
         self.reported: set[str] = set()
         self.answers = [0] * len(fleet.hosts)
-        self._turn, self._stop = itertools.count(), threading.Event()
-        self._threads = [threading.Thread(target=self._shop, args=(n,)) for n in range(CLIENTS)]
-
-    def __enter__(self) -> "Shops":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._turn = itertools.count()
 
     def _shop(self, number: int) -> None:
         chance = random.Random(number)
@@ -223,7 +205,7 @@ class Shops:
 def test_partitions_wrong_clocks_and_a_lost_disk_lose_and_double_nothing(fleet: Fleet) -> None:
     engine, (campaign,) = fleet.engine, campaign_ids(fleet.engine)
     for address in fleet.addresses:
-        until(lambda address=address: reason(fleet, address) == "policy")  # type: ignore[misc]
+        until(functools.partial(decides, fleet, address))
     with holding(fleet, campaign) as hold, learning(fleet, campaign), Shops(fleet) as shops:
         time.sleep(3 if fleet.whole else 1)
         took = cut_off_while_learning(fleet, shops, hold)
@@ -244,6 +226,8 @@ def test_partitions_wrong_clocks_and_a_lost_disk_lose_and_double_nothing(fleet: 
     assert verify(engine, "spring", sample=200 if fleet.whole else 20).holds
     nothing_is_lost_or_doubled(engine, shops)
     all_say_the_same(fleet, [0, 2] if fleet.whole else [0])
+    if not network.CLOCKS:
+        pytest.skip("all of it held, but with right clocks: there is no C compiler (cc)")
 
 
 def campaign_ids(engine: Engine) -> Sequence[int]:
@@ -251,14 +235,15 @@ def campaign_ids(engine: Engine) -> Sequence[int]:
         return [row.id for row in connection.execute(queries.running_campaigns())]
 
 
-def reason(fleet: Fleet, address: str) -> str:
+def decides(fleet: Fleet, address: str) -> bool:
+    """Tell whether a host draws arms yet."""
     try:
         status, told = post(
             address, fleet.key, "/v1/decisions", {"campaign": "spring", "unit": "a"}
         )
     except OSError:
-        return ""
-    return str(told["reason"]) if status == 200 else ""
+        return False
+    return status == 200 and told["reason"] == "policy"
 
 
 @contextmanager
@@ -363,7 +348,7 @@ def all_say_the_same(fleet: Fleet, hosts: Sequence[int]) -> None:
     version = newest(fleet.engine)
     for host in hosts:
         address = fleet.addresses[host]
-        until(lambda address=address: snapshot(fleet, address) >= version)  # type: ignore[misc]
+        until(functools.partial(knows, fleet, address, version))
     compared = 0
     for number in range(50):
         wanted = {"campaign": "spring", "unit": f"u{number}", "request_id": f"same-{number}"}
@@ -378,6 +363,7 @@ def all_say_the_same(fleet: Fleet, hosts: Sequence[int]) -> None:
     assert compared > 10
 
 
-def snapshot(fleet: Fleet, address: str) -> int:
+def knows(fleet: Fleet, address: str, version: int) -> bool:
+    """Tell whether a host has a snapshot, or a newer one."""
     told = post(address, fleet.key, "/v1/decisions", {"campaign": "spring", "unit": "a"})[1]
-    return int(told["snapshot"])
+    return int(told["snapshot"]) >= version

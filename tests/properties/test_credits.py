@@ -10,7 +10,7 @@ from service import queries
 from service.credits import PURCHASED, RETURNED, credited
 from service.definition import MAX_MINOR
 from service.models import OUTCOMES
-from service.outcomes import Credit, Event, credit
+from service.outcomes import MAX_LATE, Credit, Event, credit
 from service.packed import moment
 from service.stretch import Stretch
 from tests.loop import DEFINITION, definition
@@ -68,23 +68,34 @@ def told(event: dict[str, int]) -> Event:
     )  # fmt: skip
 
 
+def stretch(made: list[tuple[int, int, int]]) -> Stretch:
+    """Return decisions of one moment: revision, segment and arm of each."""
+    revision, segment, arm = np.array(made, np.int64).T
+    zero = np.zeros(len(made), np.int64)
+    return Stretch(
+        position=zero, id=np.zeros(len(made), "V16"), snapshot=zero, decided_at=zero + AT,
+        revision=revision, segment=segment, arm=arm, randomised=np.ones(len(made), bool),
+        simplex=np.zeros((len(made), len(OFFERS))), context=np.zeros((len(made), 0), np.int64),
+    )  # fmt: skip
+
+
+def test_late_purchases_are_counted_as_far_as_a_column_goes() -> None:
+    rows = np.zeros(MAX_LATE + 9, [(name, kind) for name, _, kind in queries.EVENT])
+    rows["kind"], rows["occurred_at"] = PURCHASED, AT + 90_000 * SECOND
+    for number, late in ((MAX_LATE - 1, MAX_LATE - 1), (MAX_LATE + 9, MAX_LATE)):
+        earned = credited(stretch([(1, 0, 1)]), rows[:number].tobytes(), REVISIONS.__getitem__)
+        assert Credit(*earned.amounts[0].tolist()) == Credit(late=late)
+
+
 @settings(deadline=None)
 @given(decisions, st.lists(events, max_size=30))
 def test_all_at_once_is_one_by_one(
     made: list[tuple[int, int, int]], found: list[dict[str, int]]
 ) -> None:
-    count = len(made)
-    revision, segment, arm = np.array(made, np.int64).T
-    zero = np.zeros(count, np.int64)
-    stretch = Stretch(
-        position=zero, id=np.zeros(count, "V16"), snapshot=zero, decided_at=zero + AT,
-        revision=revision, segment=segment, arm=arm, randomised=np.ones(count, bool),
-        simplex=np.zeros((count, len(OFFERS))), context=np.zeros((count, 0), np.int64),
-    )  # fmt: skip
     rows = np.zeros(len(found), [(name, kind) for name, _, kind in queries.EVENT])
     for name in rows.dtype.names or ():
         rows[name] = [event[name] for event in found]
-    earned = credited(stretch, rows.tobytes(), REVISIONS.__getitem__)
+    earned = credited(stretch(made), rows.tobytes(), REVISIONS.__getitem__)
     for place, (number, where, which) in enumerate(made):
         own = [told(event) for event in found if event["place"] == place]
         alone = credit(

@@ -3,7 +3,9 @@
 import contextlib
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +137,29 @@ def test_snapshots_of_very_many_campaigns_come_down_at_once(loop: Loop) -> None:
         found = connection.execute(queries.snapshot_states(places)).all()
         assert [row.campaign_id for row in found] == [campaign]
         assert connection.execute(queries.fitted_states(places)).all() == []
+
+
+def test_two_carriers_of_one_log_carry_every_entry_once(loop: Loop, config: Config) -> None:
+    """As when somebody starts one by hand beside a server: each finds out what the other did."""
+    loop.launch()
+    spools = [Spool(config.data) for _ in range(3)]
+    carriers = [Carrier(spool, loop.engine) for spool in spools]
+    stop = threading.Event()
+
+    def carry(one: Carrier) -> None:
+        while not stop.is_set():
+            one.ship()
+
+    with ThreadPoolExecutor(len(carriers)) as pool:
+        going = [pool.submit(carry, one) for one in carriers]
+        made = [loop.shop(20) for _ in range(10)]
+        stop.set()
+        for one in going:
+            one.result()
+    loop.carry()
+    for spool in spools:
+        spool.close()
+    with loop.engine.connect() as connection:
+        found = connection.scalars(select(Decision.id).order_by(Decision.position)).all()
+    assert found == [reply.decision_id for replies in made for reply in replies]
+    assert loop.runtime.spool.rejected() == 0

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from service.hot import MAX_WAITING
 from service.messages import DecisionRequest, PlainRequest
 from service.protocol import HEAD_BYTES, IDLE_SECONDS, READ_SECONDS, Protocol
 from service.segments import Segments
+from tests.acceptance.clients import children
 from tests.bench.serving import free_port
 from tests.web import Web, serving
 
@@ -44,8 +46,8 @@ LEFT_OUT = {"server", "date", "x-request-id", "connection", "vary"}
 class Served:
     """A real web worker on the data folder of a loop."""
 
-    def __init__(self, port: int, web: Web) -> None:
-        self.port, self.web = port, web
+    def __init__(self, port: int, web: Web, pid: int, log: Path) -> None:
+        self.port, self.web, self.pid, self.log = port, web, pid, log
 
     def call(
         self, method: str, path: str, body: Any = None, headers: Any = (), scope: str = "decide"
@@ -69,15 +71,16 @@ def web(config: Config, engine: Engine) -> Iterator[Web]:
 
 
 @pytest.fixture
-def served(web: Web, config: Config, database_url: str) -> Iterator[Served]:
+def served(web: Web, config: Config, database_url: str, tmp_path: Path) -> Iterator[Served]:
     """Launch the campaign and serve it by one worker."""
     web.loop.launch(sticky_seconds=3600)
     here = replace(config, port=free_port(), workers=1, database_url=database_url)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "web"],
-        env=os.environ | here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    made = Served(here.port, web)
+    with (tmp_path / "log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "web"],
+            env=os.environ | here.environment(), stdout=log, stderr=log,
+        )  # fmt: skip
+    made = Served(here.port, web, child.pid, tmp_path / "log")
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
@@ -203,6 +206,19 @@ def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> Non
         one.sendall(b"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert served.call("POST", "/v1/decisions", ASK)[0] == 200, "those who dawdle hold up nobody"
     for one in half:
+        one.close()
+    assert served.call("POST", "/v1/decisions", ASK)[0] == 200
+
+
+def test_a_worker_that_may_open_no_more_files_rests_between_its_tries(served: Served) -> None:
+    (worker,) = children(served.pid)
+    before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    few = len(os.listdir(f"/proc/{worker}/fd")) + 5
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (few, before[1]))
+    waiting = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(30)]
+    time.sleep(1.0)
+    assert 2 < served.log.read_text().count("connection_not_taken") < 15
+    for one in waiting:
         one.close()
     assert served.call("POST", "/v1/decisions", ASK)[0] == 200
 
