@@ -123,8 +123,8 @@ def _from(told: dict[str, Any]) -> bytes:
 def _array(kind: int, values: Sequence[float]) -> bytes:
     if not values:
         return _size(12) + struct.pack(">iii", 0, 0, kind)
-    cells = [8] * (2 * len(values))
-    cells[1::2] = values  # type: ignore[assignment]  # floats as well
+    cells: list[float] = [8] * (2 * len(values))
+    cells[1::2] = values
     return _layout(kind, len(values))(*cells)
 
 
