@@ -13,6 +13,8 @@ Foster and Rakhlin, ICML 2020 (SquareCB); Foster and Krishnamurthy, NeurIPS 2021
 array([[0.2, 0.8, 0. ]])
 """
 
+from collections.abc import Callable
+
 from bandits import simplex
 from bandits.backend import Backend, namespace
 from bandits.posteriors import best
@@ -45,6 +47,15 @@ def widened(prediction: Prediction, factor: float) -> Prediction:
     if draws is not None:
         draws = prediction.mean[:, None, :] + factor * (draws - prediction.mean[:, None, :])
     return Prediction(prediction.mean, prediction.scale * factor, prediction.freedom, draws)
+
+
+def thompson_alone(factor: float) -> Callable[[Prediction, Array], Array]:
+    """`thompson` of beliefs `widened` by a factor, of one row (A,) of independent arms in numpy."""
+
+    def alone(prediction: Prediction, mask: Array) -> Array:
+        return best.row(prediction.mean, prediction.scale * factor, prediction.freedom, mask)
+
+    return alone
 
 
 def frozen(draws: Array, mask: Array, *, known: Array | None = None) -> Array:

@@ -22,20 +22,11 @@ from bandits.types import FEATURE_BITS, FEATURE_LIMIT, Array
 
 #: One in a quantised feature.
 ONE = 1 << FEATURE_BITS
-#: Up to so many numbers a pass costs no more than calling it.
-FEW = 256
 
 
 def quantise(x: Array) -> Array:
     """Features (..., D), any float type, as int64 in 2**-12, cut off at ±FEATURE_LIMIT."""
     xp = namespace(x)
-    if type(x) is np.ndarray and x.dtype == np.float64 and x.size <= FEW and not np.isnan(x).any():
-        # One decision's: with fewer passes, whose overhead is all that they cost.
-        made = x * ONE
-        np.rint(made, out=made)
-        np.maximum(made, -FEATURE_LIMIT, out=made)
-        np.minimum(made, FEATURE_LIMIT, out=made)
-        return made.astype(np.int64)
     scaled = xp.rint(xp.asarray(x) * ONE)
     # The limits cut infinities off too, and a comparison costs less than `nan_to_num`.
     scaled = xp.where(scaled == scaled, scaled, 0.0)

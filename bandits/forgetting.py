@@ -124,7 +124,7 @@ def wrap(
         return update(nothing._replace(**fitted), batch)
 
     again = None if base.retrain is None else retrain
-    return Policy(base.name, init, update, believe, base.probabilities, again)
+    return Policy(base.name, init, update, believe, base.probabilities, again, base.single)
 
 
 def fits(base: Policy) -> bool:

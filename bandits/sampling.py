@@ -55,11 +55,12 @@ def keyed(seed: bytes) -> Callable[[bytes], float]:
 
 def uniforms(seed: str | bytes, keys: Iterable[str | bytes]) -> NDArray[np.float64]:
     """:func:`uniform` of every key, as a (B,) array."""
-    secret = _secret(seed)
-    digests = [
-        blake2b(key.encode() if isinstance(key, str) else key, key=secret, digest_size=8).digest()
-        for key in keys
-    ]
+    fresh = blake2b(key=_secret(seed), digest_size=8).copy
+    digests = []
+    for key in keys:
+        hashed = fresh()
+        hashed.update(key.encode() if isinstance(key, str) else key)
+        digests.append(hashed.digest())
     bits = np.frombuffer(b"".join(digests), ">u8") >> 11
     return bits.astype(np.float64) * _UNIT
 

@@ -117,6 +117,9 @@ class Policy(NamedTuple):
         retrain: ``(state, batch, seed) -> state``: what is not learnt by counting is fitted to the
             rows, starting from what it was, and the sums are counted afresh over the same rows.
             None where there is nothing to retrain.
+        single: ``(belief, segment, features, mask) -> (A,) float64``: ``probabilities`` of one row
+            (an int, (D,) int64 as quantised, (A,) bool) in half the time, to eight digits; None
+            where that would save nothing.
     """
 
     name: str
@@ -125,3 +128,4 @@ class Policy(NamedTuple):
     believe: Callable[[State], Belief]
     probabilities: Callable[[Belief, Contexts, Array], Array]
     retrain: Callable[[State, Batch, int], State] | None = None
+    single: Callable[[Belief, int, Array, Array], Array] | None = None

@@ -12,6 +12,8 @@ a key of the scope ``local`` is for servers that are trusted as much as this one
 import datetime as dt
 from collections.abc import Sequence
 
+import numpy as np
+
 from bandits.types import FEATURE_LIMIT
 from service import metrics, outcomes
 from service.catalogue import Catalogue
@@ -131,7 +133,7 @@ def checked(made: LocalDecision, live: LiveCampaign, now: dt.datetime) -> Draft:
         made.mask,
         made.masked,
         made.filled,
-        made.context,
+        np.array(made.context, dtype=np.int64),
         # Also without one: whoever asks for this id later has asked for something else.
         mark=made.fingerprint or "",
     )

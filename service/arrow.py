@@ -216,6 +216,11 @@ def attributes_of(table: Any, names: Sequence[str]) -> Iterator[tuple[str, Colum
 def _numbers(name: str, column: Any) -> Numbers:
     import pyarrow as pa
 
+    if column.type == pa.float64() and len(column) and not column.null_count:
+        plain = column.to_numpy()
+        # Neither of NaN nor of what is beyond is this true; then it is looked at closely.
+        if np.abs(plain).max() <= MAX_NUMBER:
+            return Numbers(plain, np.ones(len(plain), dtype=bool))
     try:
         values = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
     except pa.ArrowInvalid:
@@ -262,9 +267,11 @@ def texts(table: Any, name: str) -> list[str]:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise _invalid(name, f"is of the type {kind}; send text")
     found: list[str] = column.cast(pa.large_string()).to_pylist()
-    for row, text in enumerate(found):
-        if not text or len(text) > MAX_NAME:
-            raise _invalid(name, f"is required, with at most {MAX_NAME} characters", row)
+    # Of nulls the length is unknown, which is neither of these.
+    lengths = list(map(len, found)) if not column.null_count else [0]
+    if not (min(lengths) > 0 and max(lengths) <= MAX_NAME):
+        row = next(row for row, text in enumerate(found) if not text or len(text) > MAX_NAME)
+        raise _invalid(name, f"is required, with at most {MAX_NAME} characters", row)
     if has_control("".join(found)):
         row = next(row for row, text in enumerate(found) if has_control(text))
         raise _invalid(name, "must not contain control characters", row)

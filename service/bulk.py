@@ -338,12 +338,18 @@ def decided(
     That is where something is wrong with our disk or the policy's state.
     """
     try:
-        names = list(map(runtime.pseudonym, units))
-        known = completed(runtime.spool.attributes_of, campaign.definition, names, told, now)
+        names = runtime.pseudonym.many(units)
+        stored = runtime.spool.attributes_of if runtime.catalogue.knows_units else _nothing
+        known = completed(stored, campaign.definition, names, told, now)
         return chosen(campaign, random_ids(campaign.id, len(units)), names, known, now)
     except (SpoolError, ValueError, ArithmeticError):
         log.exception("decided_one_by_one", campaign=campaign.definition.key)
         return None
+
+
+def _nothing(units: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return what a host knows of units that has stored nothing of any."""
+    return {}
 
 
 def chosen(

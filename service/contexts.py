@@ -28,6 +28,10 @@ from service.definition import (
     NumberFeature,
 )
 
+Context = NDArray[np.int64]
+"""The encoded features (D,)."""
+NOTHING: Context = np.empty(0, dtype=np.int64)
+
 
 class Told(NamedTuple):
     """One feature of a logged context: the value that was used, and the same in words.
@@ -47,6 +51,8 @@ TRAITS_LAST = dt.timedelta(days=30)
 """Traits that were computed longer ago count as unknown: features take their defaults."""
 LEAST_SCALE = 1e-250
 """Numbers over a smaller scale may leave the range of a double, and are looked at one by one."""
+MOST = 2.0**40
+"""Scales and centres up to here: a number that is within its feature's limit is below 2**53."""
 _PLAIN = frozenset((int, float))
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 CLOCK: Mapping[str, Callable[[dt.datetime], object]] = {
@@ -135,17 +141,23 @@ class Encoder:
         self._scales = np.array([feature.scale for feature in numbers])
         # One key alone would come without a list around it.
         self._told = operator.itemgetter(*self._keys) if len(numbers) > 1 else None
-        self._sound = all(feature.scale > LEAST_SCALE for feature in numbers)
+        self._sound = all(
+            LEAST_SCALE < feature.scale <= MOST and abs(feature.centre) <= MOST
+            for feature in numbers
+        )
 
-    def __call__(self, attributes: Mapping[str, object]) -> tuple[tuple[int, ...], list[str]]:
-        """Return the context and the keys of the features whose default was used."""
+    def __call__(self, attributes: Mapping[str, object]) -> tuple[Context, list[str]]:
+        """Return the context (D,) and the keys of the features whose default was used."""
         definition = self._definition
         if not definition.features:
-            return (), []
-        numbers = self._numbers(attributes)
-        if numbers is None:
-            return encode(definition, attributes), filled(definition, attributes)
+            return NOTHING, []
+        told = self._numbers(attributes) if self._sound else None
+        if told is None:
+            context = np.array(encode(definition, attributes), dtype=np.int64)
+            return context, filled(definition, attributes)
         missing: list[str] = []
+        numbers = told - self._centres
+        numbers /= self._scales
         if self._others:
             found = np.empty(definition.feature_width)
             found[self._places] = numbers
@@ -155,12 +167,18 @@ class Encoder:
                 found[place] = numbers_of(feature, value)
                 if not fits(feature, value):
                     missing.append(feature.key)
-        return tuple(features.quantise(numbers).tolist()), missing
+        numbers *= features.ONE
+        np.rint(numbers, out=numbers)
+        if np.maximum.reduce(np.abs(numbers)) < FEATURE_LIMIT:
+            return numbers.astype(np.int64), missing
+        # An integer next beyond 2**53 becomes 2**53 as a float, so that is looked at one by one.
+        if told.size and not np.maximum.reduce(np.abs(told)) < 2**53:
+            context = np.array(encode(definition, attributes), dtype=np.int64)
+            return context, filled(definition, attributes)
+        return features.quantise(numbers / features.ONE), missing
 
     def _numbers(self, attributes: Mapping[str, object]) -> NDArray[np.float64] | None:
-        """Return what stands for the features that are numbers, if all were plainly told."""
-        if not self._sound:
-            return None
+        """Return the values of the features that are numbers, if all were plainly told."""
         try:
             if self._told is not None:
                 told = self._told(attributes)
@@ -168,15 +186,9 @@ class Encoder:
                 told = [attributes[key] for key in self._keys]
             if not _PLAIN.issuperset(map(type, told)):
                 return None
-            values = np.array(told, dtype=np.float64)
+            return np.array(told, dtype=np.float64)
         except (KeyError, OverflowError):
             return None
-        # An integer next beyond 2**53 becomes 2**53 as a float, so that is looked at one by one.
-        if values.size and not np.maximum.reduce(np.abs(values)) < 2**53:
-            return None
-        values -= self._centres
-        values /= self._scales
-        return values
 
 
 def told(definition: CampaignDefinition, context: Sequence[int]) -> list[Told]:

@@ -11,7 +11,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
@@ -81,6 +81,7 @@ class Hot:
         self._runtime = app.extensions["barter"]
         self._told, self._tallied = _Told(), metrics.Tallied()
         self._waiting = 0
+        self._due: list[_Due] = []
         self._flushing = False
         # Who has shown a key, for as long as the catalogue has that very key: hashing costs more.
         self._proven: dict[bytes, tuple[str, KeyView | None]] = {}
@@ -101,11 +102,42 @@ class Hot:
         try:
             if request is None:
                 request = with_key(validation.parse(DecisionRequest, body), key)
-            made = (decide.begun if busy else decide.draft)(self._runtime, request, now)
+            made = (decide.begun if busy else decide.prepared)(self._runtime, request, now)
         except BarterError:
             return then(None)
         if busy:
             return then(self._decided(made, made.json(), headers, started))
+        if made.due and made.campaign.contextual and request.request_id is None:
+            # Not with a request id: who repeats it elsewhere gets the same in every bit.
+            return self._draw_with_others(_Due(made, headers, started, then))
+        if made.due:
+            decide.draw(self._runtime, [made])
+        self._keep_decision(made, headers, started, then)
+
+    def _draw_with_others(self, one: "_Due") -> None:
+        """Draw once all requests are taken that came with this one: together it is quicker."""
+        self._due.append(one)
+        if len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._draw)
+
+    def _draw(self) -> None:
+        due, self._due = self._due, []
+        campaigns: dict[int, list[decide.Draft]] = {}
+        for one in due:
+            campaigns.setdefault(id(one.made.campaign), []).append(one.made)
+        for drafts in campaigns.values():
+            decide.draw(self._runtime, drafts)
+        for one in due:
+            try:
+                self._keep_decision(*one)
+            except Exception:
+                log.exception("not_kept")
+                one.then(FAILED)
+
+    def _keep_decision(
+        self, made: decide.Draft, headers: Headers, started: float, then: Then
+    ) -> None:
+        """Keep a decision, and answer with it."""
         # Written before it is kept, while all of it is at hand.
         text = made.json()
 
@@ -219,6 +251,15 @@ class Hot:
     def _flush(self) -> None:
         self._flushing = False
         self._tallied.flush()
+
+
+class _Due(NamedTuple):
+    """A decision whose arm is yet to be drawn, and what its answer needs."""
+
+    made: decide.Draft
+    headers: Headers
+    started: float
+    then: Then
 
 
 class _Told:

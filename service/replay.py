@@ -85,8 +85,8 @@ def replay(session: Session, decision_id: uuid.UUID, *, past: Past | None = None
     else:
         recomputed = live.draw(source.segment, source.mask, source.id.bytes, source.context)
     together = source is not None and bool(source.why.get("together"))
-    if together:
-        recomputed = live.drawn_from(tuple(decision.simplex), recomputed, decision.id.bytes)
+    if source is not None and together:
+        recomputed = live.drawn_from(tuple(decision.simplex), recomputed, source.id.bytes)
     return Replay(
         decision_id=decision.id,
         drawn_as=source.id if source else None,

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from service.catalogue import Catalogue
@@ -61,6 +61,17 @@ class Pseudonyms:
         inner.update(unit.encode())
         outer.update(inner.digest())
         return outer.digest()[:16]
+
+    def many(self, units: Iterable[str]) -> list[bytes]:
+        """Return the pseudonyms of many units, each in less time."""
+        inner_copy, outer_copy = self._inner.copy, self._outer.copy
+        names = []
+        for unit in units:
+            inner, outer = inner_copy(), outer_copy()
+            inner.update(unit.encode())
+            outer.update(inner.digest())
+            names.append(outer.digest()[:16])
+        return names
 
 
 def pseudonym(key: bytes, unit: str) -> bytes:

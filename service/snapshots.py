@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bandits import artefact, sampling, simplex
 from bandits.types import Contexts
@@ -143,7 +143,7 @@ class LiveCampaign:
         # Water-filling costs more than all else of a guard, so only where a cap can bind.
         caps = [1.0 if arm.cap is None else arm.cap for arm in definition.arms]
         self._caps = np.array(caps) if min(caps) < 1 else None
-        self._contextual = self.served.contextual
+        self.contextual = self.served.contextual
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._drawn: dict[tuple[int, int], _Drawn] = {}
         self._eligible: dict[int, tuple[NDArray[np.bool_], Callable[[Any], Any]]] = {}
@@ -221,7 +221,7 @@ class LiveCampaign:
         takes it from who made the snapshot need not compute a belief, with every snapshot in every
         serving process, unless a request excludes more arms.
         """
-        if self._contextual:
+        if self.contextual:
             return b""
         masks = self._usual_masks()
         nothing = np.zeros(len(self.definition.arms))
@@ -231,7 +231,7 @@ class LiveCampaign:
     def _take(self, usual: bytes) -> bool:
         """Take what `usual` gave; tell whether there was anything to take."""
         masks, arms = self._usual_masks(), len(self.definition.arms)
-        if self._contextual or len(usual) != 8 * arms * len(masks):
+        if self.contextual or len(usual) != 8 * arms * len(masks):
             return False
         rows = np.frombuffer(usual).reshape(len(masks), arms)
         self._simplexes = {(place, mask): rows[place] for place, mask in enumerate(masks) if mask}
@@ -256,7 +256,9 @@ class LiveCampaign:
             return "running"
         return state_at(self.state, self.definition.starts_at, self.definition.ends_at, now)
 
-    def simplex(self, segment: int, mask: int, context: Sequence[int] = ()) -> NDArray[np.float64]:
+    def simplex(
+        self, segment: int, mask: int, context: ArrayLike = contexts.NOTHING
+    ) -> NDArray[np.float64]:
         """Return the guarded probabilities (A,) of a segment under a mask of eligible arms.
 
         ``context`` holds the D encoded features; policies that are not contextual ignore it.
@@ -264,7 +266,7 @@ class LiveCampaign:
         Raises:
             ValueError: no arm is eligible, or the context is not of this campaign's width.
         """
-        if self._contextual:
+        if self.contextual:
             return self._computed(segment, mask, context)
         key = (segment, mask)
         known = self._simplexes.get(key)
@@ -276,13 +278,14 @@ class LiveCampaign:
             self._simplexes[key] = known
         return known
 
-    def _computed(self, segment: int, mask: int, context: Sequence[int]) -> NDArray[np.float64]:
+    def _computed(self, segment: int, mask: int, context: ArrayLike) -> NDArray[np.float64]:
         eligible, guarded = self._guarded(mask)
-        row = Contexts(
-            segment=np.array([segment], dtype=np.int32),
-            features=np.array([context], dtype=np.int64),
-        )
-        raw = np.asarray(self.policy.probabilities(self.belief, row, eligible))
+        features = np.asarray(context, dtype=np.int64)
+        if self.policy.single is not None:
+            raw = self.policy.single(self.belief, segment, features, eligible[0])[None]
+        else:
+            row = Contexts(np.array([segment], dtype=np.int32), features[None])
+            raw = np.asarray(self.policy.probabilities(self.belief, row, eligible))
         chances: NDArray[np.float64] = guarded(raw)[0]
         return chances
 
@@ -321,9 +324,11 @@ class LiveCampaign:
             known = self._eligible[mask] = eligible, guarded
         return known
 
-    def draw(self, segment: int, mask: int, key: bytes, context: Sequence[int] = ()) -> Choice:
+    def draw(
+        self, segment: int, mask: int, key: bytes, context: ArrayLike = contexts.NOTHING
+    ) -> Choice:
         """Return the arm that the key draws: the same inputs always draw the same arm."""
-        if self._contextual:
+        if self.contextual:
             chances = tuple(self.simplex(segment, mask, context).tolist())
             arm = sampling.draw(chances, self._uniform(key))
             return Choice(arm, chances[arm], chances)
@@ -334,6 +339,21 @@ class LiveCampaign:
             drawn = _Drawn(tuple(self.simplex(segment, mask, context).tolist()))
             self._drawn[segment, mask] = drawn
         return drawn.choices[bisect.bisect_right(drawn.sums, self._uniform(key))]
+
+    def draws(self, asked: Sequence[tuple[int, int, bytes, contexts.Context]]) -> list[Choice]:
+        """Return what `draw` does for each, from simplexes that are computed together.
+
+        See `simplexes`; one alone is what `draw` gives in every bit, as are all without contexts.
+        """
+        if len(asked) == 1 or not self.contextual:
+            return [self.draw(*one) for one in asked]
+        segments, masks, keys, found = zip(*asked, strict=True)
+        rows = self.simplexes(np.array(segments), np.array(masks), np.array(found)).tolist()
+        drawn = []
+        for key, chances in zip(keys, rows, strict=True):
+            arm = sampling.draw(chances, self._uniform(key))
+            drawn.append(Choice(arm, chances[arm], tuple(chances)))
+        return drawn
 
     def drawn_from(self, logged: tuple[float, ...], computed: Choice, key: bytes) -> Choice:
         """Return a simplex as computed by itself, with the arm that the key draws from another."""

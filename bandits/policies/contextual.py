@@ -12,6 +12,8 @@ from bandits.types import Array, Belief, Contexts, Policy
 _INT64, _BOOL = np.dtype(np.int64), np.dtype(bool)
 #: ``(prediction, mask (B, A), belief) -> simplex (B, A)``.
 Rule = Callable[[Prediction, Array, Belief], Array]
+#: The same for one row: ``(prediction (A,), mask (A,)) -> simplex (A,)``.
+Alone = Callable[[Prediction, Array], Array]
 
 
 def policy(
@@ -23,10 +25,12 @@ def policy(
     segments: int,
     features: int,
     space: Backend,
+    alone: Alone | None = None,
 ) -> Policy:
     """The policy that serves by ``rule`` what ``regressor`` predicts.
 
     The JAX path pads the rows of a batch to a power of two, so that it compiles for few shapes.
+    ``alone`` is what ``rule`` amounts to for one row, where there is a quicker way to it.
     """
 
     def simplices(belief: Belief, contexts: Contexts, mask: Array) -> Array:
@@ -54,7 +58,27 @@ def policy(
         regressor.believe,
         probabilities,
         regressor.retrain,
+        _single(regressor, alone, arms=arms, segments=segments, features=features),
     )
+
+
+def _single(
+    regressor: Regressor, alone: Alone | None, *, arms: int, segments: int, features: int
+) -> Callable[[Belief, int, Array, Array], Array] | None:
+    point = regressor.point
+    if point is None or alone is None:
+        return None
+
+    def single(belief: Belief, segment: int, row: Array, mask: Array) -> Array:
+        if row.shape != (features,) or mask.shape != (arms,):
+            raise ValueError(f"must be {(features,)}, {(arms,)}, not {row.shape}, {mask.shape}")
+        if not 0 <= segment < segments:
+            raise ValueError(f"segment must be in [0, {segments})")
+        if not np.count_nonzero(mask):
+            raise ValueError("mask has no eligible arm")
+        return alone(point(belief, segment, row), mask)
+
+    return single
 
 
 def check_shapes(contexts: Contexts, mask: Array, *, arms: int, features: int) -> None:

@@ -58,5 +58,6 @@ def policy(
         return explore.thompson(explore.widened(prediction, chosen["explore"]), mask, backend=space)
 
     return contextual.policy(
-        SPEC.name, regressor, rule, arms=arms, segments=segments, features=features, space=space
-    )
+        SPEC.name, regressor, rule, arms=arms, segments=segments, features=features, space=space,
+        alone=explore.thompson_alone(chosen["explore"]),
+    )  # fmt: skip

@@ -64,5 +64,6 @@ def policy(
         return explore.thompson(wide, mask, backend=space)
 
     return contextual.policy(
-        SPEC.name, regressor, rule, arms=arms, segments=segments, features=features, space=space
-    )
+        SPEC.name, regressor, rule, arms=arms, segments=segments, features=features, space=space,
+        alone=explore.thompson_alone(chosen["explore"]),
+    )  # fmt: skip

@@ -14,6 +14,7 @@ Source: Fisher scoring and the Laplace approximation, Bishop (2006) sections 4.3
 polynomial approximate sufficient statistics, Huggins, Adams and Broderick, NIPS 2017.
 """
 
+import math
 from typing import NamedTuple
 
 from bandits import ledger
@@ -71,7 +72,13 @@ def regressor(
         x = linear.design(contexts, segments=segments, space=space) / float(ONE)
         return predicted(belief, x, space=space)
 
-    return Regressor("logistic", init, update, space.jit(believe), predict)
+    def point(belief: LogisticBelief, segment: int, row: Array) -> Prediction:
+        x = linear.designed(segment, row, segments=segments)
+        scale = linear.spread_along(x, belief.root, space=space)[0]
+        return Prediction(belief.mean @ x, scale, math.inf)
+
+    alone = point if space.name == "numpy" else None
+    return Regressor("logistic", init, update, space.jit(believe), predict, point=alone)
 
 
 def posterior(
@@ -104,7 +111,8 @@ def posterior(
     shrunk = values + chosen
     first = xp.asarray([1.0] + [0.0] * (products.shape[-1] - 1))
     mean = xp.einsum("apq,aq->ap", vectors, along / shrunk) + centre * first
-    return LogisticBelief(mean, vectors / xp.sqrt(shrunk)[:, None, :], chosen)
+    root = linear.side_by_side(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
+    return LogisticBelief(mean, root, chosen)
 
 
 def predicted(belief: LogisticBelief, x: Array, *, space: Backend) -> Prediction:

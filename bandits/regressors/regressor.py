@@ -43,6 +43,9 @@ class Regressor(NamedTuple):
             where ``state`` differs from the state of ``belief`` in one arm only; it spares the
             others. None where nothing is saved.
         retrain: as of a policy; None where all is counting.
+        point: ``(belief, segment, features) -> Prediction`` of one row, whose fields are (A,) but
+            for ``freedom``, a float: ``predict`` in fewer calls of numpy; None where it saves
+            nothing.
     """
 
     name: str
@@ -52,3 +55,4 @@ class Regressor(NamedTuple):
     predict: Callable[[Belief, Contexts], Prediction]
     refresh: Callable[[Belief, State, int], Belief] | None = None
     retrain: Callable[[State, Batch, int], State] | None = None
+    point: Callable[[Belief, int, Array], Prediction] | None = None

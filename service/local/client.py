@@ -124,7 +124,8 @@ class LocalClient:
         self._campaigns, self._stale_seconds = tuple(campaigns), stale_seconds
         self._default_arm, self._raise = default_arm, raise_errors
         self._in_memory = acknowledge == "memory"
-        self._pending: list[Entry] = []
+        # Drafts become entries when they are written: whoever asked need not wait for that.
+        self._pending: list[Entry | Draft] = []
         self._flushing, self._stop = threading.Lock(), threading.Event()
         self._flusher = threading.Thread(target=self._flush_often, name="flusher", daemon=True)
         self._feed.start()
@@ -317,24 +318,21 @@ class LocalClient:
         return made
 
     def _kept(self, made: Draft) -> Decision:
-        entry = _entry(made)
-        if self._in_memory and not entry.unique and len(self._pending) < MAX_PENDING:
-            self._pending.append(entry)
+        if self._in_memory and _plain(made) and len(self._pending) < MAX_PENDING:
+            self._pending.append(made)
             return _decision(made)
         try:
-            (told,) = self._host.spool.append([entry])
+            (told,) = self._host.spool.append([_entry(made)])
         except SpoolError as error:
             raise _unavailable(error) from error
         return self._settled(made, told)
 
     def _kept_many(self, drafts: Sequence[Draft]) -> list[Decision]:
-        entries = [_entry(made) for made in drafts]
-        unique = any(entry.unique for entry in entries)
-        if self._in_memory and not unique and len(self._pending) < MAX_PENDING:
-            self._pending.extend(entries)
+        if self._in_memory and all(map(_plain, drafts)) and len(self._pending) < MAX_PENDING:
+            self._pending.extend(drafts)
             return [_decision(made) for made in drafts]
         try:
-            stored = self._host.spool.append(entries) if entries else []
+            stored = self._host.spool.append([_entry(made) for made in drafts]) if drafts else []
         except SpoolError as error:
             raise _unavailable(error) from error
         return [self._settled(made, told) for made, told in zip(drafts, stored, strict=True)]
@@ -359,8 +357,9 @@ class LocalClient:
             if not waiting:
                 return
             count = len(waiting)
+            entries = [one if isinstance(one, Entry) else _entry(one) for one in waiting[:count]]
             try:
-                self._host.spool.append(waiting[:count])
+                self._host.spool.append(entries)
             except SpoolError as error:
                 log.error("%d entries not written yet: %s", count, error)
                 self._stop.wait(1.0)
@@ -394,6 +393,11 @@ def _all_told(live: LiveCampaign, attributes: Mapping[str, Any]) -> bool:
     return reads - attributes.keys() <= BY_THE_CLOCK
 
 
+def _plain(made: Draft) -> bool:
+    """Whether nobody may ask for the same decision again, so that it need not be looked up."""
+    return made.request.request_id is None
+
+
 def _entry(made: Draft) -> Entry:
     """Return what a local client's log keeps: a decision as the server takes it.
 
@@ -403,7 +407,7 @@ def _entry(made: Draft) -> Entry:
     told, mark = made.told(), made.marked()
     # Members of what the log says besides stand beside the others here.
     why = made.why().decode()[1:-1]
-    context = orjson.dumps(made.context).decode()
+    context = orjson.dumps(made.context.tolist()).decode()
     at = orjson.dumps(made.decided_at).decode()
     marked = "" if mark is None else f',"fingerprint":"{mark}"'
     body = (

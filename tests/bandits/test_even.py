@@ -8,7 +8,7 @@ from bandits.posteriors import best, even
 
 
 def reference(mean: object, scale: object, freedom: object, mask: np.ndarray) -> np.ndarray:
-    """Row by row: fewer rows than go by the rule that is tested."""
+    """Row by row, which the rule that is tested does not take."""
     arrays = [np.asarray(one) for one in (mean, scale, freedom, mask)]
     rows = [best.student(*(one[row : row + 1] for one in arrays)) for row in range(len(mask))]
     return np.concatenate(rows)

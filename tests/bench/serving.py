@@ -43,7 +43,7 @@ from tests.bench import load
 from tests.bench.load import Request, Sample
 from tests.loop import DEFINITION, definition
 
-FEATURES = 8
+FEATURES, WIDE = 8, 64
 PRODUCTS = 10_000
 PLAIN, EMPTY = "durable decision", "empty view"
 WORKERS = 2
@@ -55,6 +55,13 @@ CAMPAIGNS: dict[str, dict[str, Any]] = {
     f"... that logs {FEATURES} features": {"key": "logged", "features": FEATURES},
     f"... linear_thompson over {FEATURES} features": {
         "key": "contextual", "features": FEATURES, "policy": {"name": "linear_thompson"},
+    },
+    f"... linear_thompson over {WIDE} features, 10 arms": {
+        "key": "wide", "features": WIDE, "policy": {"name": "linear_thompson"}, "arms": [
+            DEFINITION["arms"][0],
+            *({"key": f"p{n}", "name": f"{n} %", "offer": {"kind": "percentage", "percent": n}}
+              for n in range(1, 10)),
+        ],
     },
     "... with rules on the product it names": {"key": "product", "arms": [
         DEFINITION["arms"][0],
@@ -161,9 +168,12 @@ def launch(url: str) -> str:
 
 
 def requests(key: str) -> dict[str, Request]:
-    """Return one request for each campaign: all of the same size."""
+    """Return one request for each campaign: all of the same size, but for the wide one."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    attributes = {f"visits_{place}": place for place in range(FEATURES)}
+
+    def attributes(count: int) -> dict[str, int]:
+        return {f"visits_{place}": place % 7 for place in range(count)}
+
     return {
         name: (
             "/v1/decisions",
@@ -172,7 +182,7 @@ def requests(key: str) -> dict[str, Request]:
                     "campaign": changes["key"],
                     "unit": "ana",
                     "product": "p77",
-                    "attributes": attributes,
+                    "attributes": attributes(max(FEATURES, changes.get("features", 0))),
                 }
             ),
             headers,

@@ -88,6 +88,32 @@ def test_gives_a_simplex_and_nothing_to_masked_arms(name: str) -> None:
 
 
 @each_policy
+def test_one_row_alone_is_what_it_is_among_others(name: str) -> None:
+    policy, mask = _policy(name), _mask()
+    if policy.single is None:
+        assert name not in ("linear_thompson", "logistic_thompson")
+        return
+    contexts = _contexts(SEGMENT)
+    for state in (policy.init(), _learnt(policy, _batch()), _learnt(policy, _batch(rows=30))):
+        belief = policy.believe(state)
+        p = policy.probabilities(belief, contexts, mask)
+        for row in range(len(mask)):
+            segment = int(contexts.segment[row])
+            alone = policy.single(belief, segment, contexts.features[row], mask[row])
+            np.testing.assert_allclose(alone, p[row], atol=1e-8)
+            assert (alone[~mask[row]] == 0.0).all()
+    for segment, width, arms, wrong in (
+        (SEGMENTS, FEATURES, ARMS, "segment must be"), (-1, FEATURES, ARMS, "segment must be"),
+        (0, FEATURES + 1, ARMS, "must be"), (0, FEATURES, ARMS - 1, "must be"),
+        (0, FEATURES, 0, "must be"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=wrong):
+            policy.single(belief, segment, np.zeros(width, np.int64), np.ones(arms, bool))
+    with pytest.raises(ValueError, match="no eligible arm"):
+        policy.single(belief, 0, np.zeros(FEATURES, np.int64), np.zeros(ARMS, bool))
+
+
+@each_policy
 def test_keeps_floor_and_cap_after_the_guard(name: str) -> None:
     policy, mask = _policy(name), _mask()
     state = _learnt(policy, _batch())

@@ -94,7 +94,8 @@ def scalar(loop: Loop, request: DecisionRequest, id: uuid.UUID) -> dict[str, Any
     """Return the row of the log that a single decision of this id has."""
     made = decide.begun(loop.runtime, request, NOW)
     made.key, made.name = id.bytes, str(id)
-    decide._choose(loop.runtime, made)
+    if decide._choose(loop.runtime, made):
+        decide.draw(loop.runtime, [made])
     return copied.row(made.entry().body)
 
 

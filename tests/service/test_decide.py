@@ -14,7 +14,7 @@ from sqlalchemy import Engine, select
 
 from service import campaigns, contexts, db, products
 from service.config import Config
-from service.decide import campaign_number, decide
+from service.decide import campaign_number, decide, draw, prepared
 from service.eligibility import segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.imports import load
@@ -328,6 +328,25 @@ def test_a_policy_that_fails_still_gets_an_answer(
 
     monkeypatch.setattr(loop.live, "policy", loop.live.policy._replace(probabilities=fail))
     assert {(r.reason, r.arm) for r in loop.decide(*"abcd")} == {("unavailable", "none")}
+
+
+def test_a_policy_that_fails_for_many_at_once_fails_for_nobody(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feature = {"kind": "number", "key": "visits", "name": "Visits"}
+    loop.launch(features=[feature], policy={"name": "linear_thompson"})
+    asked = [DecisionRequest(campaign="spring", unit=unit) for unit in "abc"]
+    drafts = [prepared(loop.runtime, one, NOW) for one in asked]
+    assert all(made.due for made in drafts)
+
+    def fail(*_: object) -> None:
+        raise FloatingPointError("underflow")
+
+    wrong = loop.live.policy._replace(probabilities=fail, single=fail)
+    monkeypatch.setattr(loop.live, "policy", wrong)
+    draw(loop.runtime, drafts)
+    told = {(made.reason, made.arm, made.due, made.together) for made in drafts}
+    assert told == {("unavailable", "none", False, False)}
 
 
 def test_a_clock_that_was_set_back_still_gets_an_answer(loop: Loop) -> None:

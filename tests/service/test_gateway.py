@@ -5,13 +5,16 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import resource
-import select
+import select as waiting
+import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +25,17 @@ import uvicorn
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from uvicorn.server import ServerState
 
-from service import db, keys, validation
+from service import db, decide, keys, validation
 from service.config import Config
 from service.decide import fingerprint
 from service.hot import MAX_WAITING
 from service.messages import DecisionRequest, PlainRequest
+from service.models import Decision
 from service.protocol import HEAD_BYTES, IDLE_SECONDS, READ_SECONDS, Protocol
+from service.replay import replay
 from service.segments import Segments
 from tests.acceptance.clients import children
 from tests.bench.serving import free_port
@@ -182,6 +187,88 @@ def test_a_unit_keeps_its_arm_whoever_asks_at_once(served: Served) -> None:
         answers = list(pool.map(ask, range(128)))
     assert len({arm for arm, _ in answers}) == 1
     assert sorted(reason for _, reason in answers) == ["policy"] + ["sticky"] * 127
+
+
+def _learnt_by_features(web: Web, key: str, **changes: Any) -> None:
+    """Launch a campaign that decides by features, and let it learn who buys what."""
+    features = [{"kind": "number", "key": f"f{n}", "name": f"F {n}"} for n in range(3)]
+    number = web.loop.launch(key=key, features=features, policy={"name": "linear_thompson"},
+                             **changes)  # fmt: skip
+    asked = [
+        DecisionRequest(campaign=key, unit=f"{n}", attributes=_features(n)) for n in range(300)
+    ]
+    for n, reply in enumerate(decide.decide(web.loop.runtime, asked)):
+        if random.Random(n).random() < (0.4 if (n % 5 < 2) == (reply.arm == "ten") else 0.3):
+            web.loop.outcome(reply)
+    web.loop.carry()
+    assert web.loop.learn(number) is not None
+    web.loop.carry()
+
+
+def _features(n: int) -> dict[str, Any]:
+    return {"f0": n % 5 - 2, "f1": n / 100, "f2": 0.1}
+
+
+def test_requests_that_come_at_once_are_drawn_together(served: Served) -> None:
+    """Where contexts decide: each from its own simplex, which replay finds to eight digits."""
+    web = served.web
+    _learnt_by_features(web, "lines")
+    _learnt_by_features(web, "kept", sticky_seconds=3600)
+    asked: list[dict[str, Any]] = [
+        {"campaign": key, "unit": f"u{n % 12}", "attributes": _features(n)}
+        for key in ("lines", "kept") for n in range(24)
+    ]  # fmt: skip
+    for n in range(18, 24):
+        asked[n]["request_id"] = f"r{n}"
+    for key in ("lines", "kept"):
+        for other in range(200):
+            one = asked[0] | {"campaign": key, "unit": f"other {other}"}
+            told = served.call("POST", "/v1/decisions", one)
+            if told[0] == 200 and json.loads(told[2])["snapshot"] > 0:
+                break
+            time.sleep(0.1)
+    bodies = [json.dumps(one).encode() for one in asked]
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=20))
+            for _ in asked
+        ]
+        for connection in connections:  # by now all of them are taken
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: shop\r\n\r\n")
+            assert _read(connection) == b'{"status":"ok"}'
+        os.kill(served.pid, signal.SIGSTOP)
+        for worker in children(served.pid):
+            os.kill(worker, signal.SIGSTOP)
+        for connection, body in zip(connections, bodies, strict=True):
+            connection.sendall(request(served, body, f"Content-Length: {len(body)}"))
+        for worker in (*children(served.pid), served.pid):
+            os.kill(worker, signal.SIGCONT)
+        found = [json.loads(_read(connection)) for connection in connections]
+    web.loop.carry()
+    with db.transaction(web.loop.engine) as session:
+        ids = [uuid.UUID(one["decision_id"]) for one in found]
+        query = select(Decision).where(Decision.id.in_(ids))
+        logged = {row.id: row for row in session.scalars(query)}
+        rows = [logged[id] for id in ids]
+        assert all(row.why.get("together") for row in rows[:18])
+        # Under a request id it is the same in every bit, wherever it is asked.
+        assert not any(row.why.get("together") for row in rows[18:24])
+        assert len({tuple(row.simplex) for row in rows[:24]}) == 24
+        for row, answer in zip(rows, found, strict=True):
+            assert answer["propensity"] == row.propensity == row.simplex[row.arm]
+            assert replay(session, row.id).same
+    arms: dict[str, set[str]] = {}
+    for one, answer in zip(asked[24:], found[24:], strict=True):
+        arms.setdefault(one["unit"], set()).add(answer["arm"])
+    assert {len(of_unit) for of_unit in arms.values()} == {1}
+    assert [answer["reason"] for answer in found[24:]].count("policy") <= 12
+
+
+def _read(connection: socket.socket) -> bytes:
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    assert reply.status == 200
+    return reply.read()
 
 
 def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> None:
@@ -388,9 +475,9 @@ def _answered(
     asked: list[http.client.HTTPConnection], number: int
 ) -> list[http.client.HTTPConnection]:
     """Wait until so many have an answer, and no more within a moment."""
-    poll = select.poll()
+    poll = waiting.poll()
     for one in asked:
-        poll.register(one.sock, select.POLLIN)
+        poll.register(one.sock, waiting.POLLIN)
     deadline = time.monotonic() + 60
     while len(poll.poll(500)) < number:
         assert time.monotonic() < deadline

@@ -1,0 +1,90 @@
+"""P(best) by a table, beside the rules that are proven against mpmath."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from bandits.posteriors import best, even, graded, tabled
+
+FREEDOM = (250.0, 251.5, 400.0, 3e3, 2e5, 1e12, np.inf)
+Rows = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
+
+
+def _rows(arms: int, *, spread: float, widest: float) -> Rows:
+    rng = np.random.default_rng(7)
+    mask = rng.random((40, arms)) < 0.8
+    mask[:, 0] = True
+    return rng.normal(size=(40, arms)) * spread, rng.uniform(1.0, widest, (40, arms)), mask
+
+
+@pytest.mark.parametrize("freedom", FREEDOM)
+def test_the_table_is_students_distribution(freedom: float) -> None:
+    t = np.linspace(-graded.HIGH, graded.HIGH, 10_007)
+    places = (t + tabled.REACH) * tabled.CELLS
+    logs, slopes = tabled._read(tabled._cubics(freedom), places)
+    assert abs(np.exp(logs) - stats.t.cdf(t, freedom)).max() < 1e-11
+    density = np.exp(logs) * slopes * tabled.CELLS
+    assert abs(density - stats.t.pdf(t, freedom)).max() < 1e-9
+
+
+@pytest.mark.parametrize("freedom", FREEDOM)
+@pytest.mark.parametrize(("spread", "widest"), [(0.1, 1.0), (1.0, 1.3), (1.0, 6.0), (4.0, 20.0)])
+def test_rows_agree_with_widening_panels(freedom: float, spread: float, widest: float) -> None:
+    for arms in (2, 3, 10, 32):
+        mean, scale, mask = _rows(arms, spread=spread, widest=widest)
+        p = tabled.shares(mean, scale, freedom, mask)
+        served = np.isfinite(p.sum(axis=1))
+        assert served.all() or widest > 5.0 or arms > 10
+        for place in range(40):
+            on = mask[place]
+            exact = graded.shares(mean[place, on], scale[place, on], np.full(on.sum(), freedom))
+            assert exact is not None
+            if served[place]:
+                assert abs(p[place, on] - exact).max() < 3e-9
+                assert (p[place, ~on] == 0.0).all()
+            alone = tabled.row(mean[place, on], scale[place, on], freedom)
+            assert alone is None or abs(alone - exact).max() < 3e-9
+
+
+def test_a_row_alone_is_what_student_gives() -> None:
+    """Of all arms and of some; and where the table does not serve, by what does."""
+    cases: list[tuple[float, Any]] = [(2e3, 1.0), (20.0, 1.0), (np.inf, [1.0, 1e-4, 1.0, 1.0])]
+    for freedom, widths in cases:
+        mean, scale = np.array([0.1, 0.0, 0.3, -0.2]), np.ones(4) * widths
+        for mask in (np.ones(4, bool), np.array([True, False, True, True])):
+            p = best.row(mean, scale, freedom, mask)
+            free = np.full((1, 4), freedom)
+            wanted = best.student(mean[None], scale[None], free, mask[None])[0]
+            assert abs(p - wanted).max() < 1e-8
+            assert p.sum() == pytest.approx(1.0, abs=1e-12)
+            assert (p[~mask] == 0.0).all()
+
+
+def test_what_it_does_not_fit_is_left_to_others() -> None:
+    assert not tabled.applies(249.0, 3)
+    assert not tabled.applies(math.nan, 3)
+    assert not tabled.applies(1e4, even.ARMS + 1)
+    mean, scale, mask = np.zeros((3, 3)), np.ones((3, 3)), np.ones((3, 3), bool)
+    mean[1, 1], scale[2, 2] = np.nan, 1e-4
+    p = tabled.shares(mean, scale, 1e4, mask)
+    assert np.isnan(p).any(axis=1).tolist() == [False, True, True]
+    assert [tabled.row(mean[n], scale[n], 1e4) is None for n in range(3)] == [False, True, True]
+    free = np.full((3, 3), 1e4)
+    served = best.student(mean[[0, 2]], scale[[0, 2]], free[:2], mask[:2])
+    for place, row in enumerate((0, 2)):
+        one = slice(row, row + 1)
+        wanted = best.student(mean[one], scale[one], free[:1], mask[:1])
+        assert abs(served[place] - wanted[0]).max() < 2e-9
+
+
+def test_many_rows_are_worked_on_a_few_at_a_time() -> None:
+    mean, scale, mask = _rows(10, spread=1.0, widest=1.3)
+    mean, scale, mask = (np.tile(mean, (5, 1)), np.tile(scale, (5, 1)), np.tile(mask, (5, 1)))
+    assert len(mean) > tabled.BLOCK // 10
+    p = tabled.shares(mean, scale, 3e3, mask)
+    first = tabled.shares(mean[:30], scale[:30], 3e3, mask[:30])
+    assert abs(p[:30] - first).max() < 2e-9
