@@ -102,6 +102,10 @@ def store(
                    for name in AMOUNTS}  # fmt: skip
         ids = stretch.where(changed).array_of_ids
         connection.execute(queries.CHANGE_REWARDS, {"ids": ids, **amounts})
+    more = int(after.column("discount_minor").sum())
+    more -= 0 if before is None else int(before.column("discount_minor").sum())
+    if more:
+        connection.execute(queries.GIVE, {"id": campaign_id, "more": more})
 
 
 def _copy_stream(campaign_id: int, stretch: Stretch, earned: Credits) -> bytes:

@@ -111,8 +111,8 @@ class ApiKey(Base):
 class Campaign(Base):
     """An experiment. Its definition is the document that the API and the console edit.
 
-    Its decisions up to ``dropped_position`` have been dropped from the log (`service.retention`);
-    they had cost ``dropped_discount_minor``.
+    Its decisions up to ``dropped_position`` have been dropped from the log (`service.retention`).
+    ``discount_minor`` is what the learner has credited to all that there ever were (`Reward`).
     """
 
     __tablename__ = "campaigns"
@@ -135,7 +135,7 @@ class Campaign(Base):
     ended_at: Mapped[When | None]
     killed_at: Mapped[When | None]
     dropped_position: Mapped[Big] = mapped_column(server_default=text("0"))
-    dropped_discount_minor: Mapped[Big] = mapped_column(server_default=text("0"))
+    discount_minor: Mapped[Big] = mapped_column(server_default=text("0"))
 
 
 class CampaignRevision(Base):
@@ -438,7 +438,6 @@ class Reward(Base):
     """
 
     __tablename__ = "rewards"
-    __table_args__ = (Index("rewards_campaign", "campaign_id"),)
 
     decision_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
     campaign_id: Mapped[int] = mapped_column(Integer)

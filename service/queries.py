@@ -167,6 +167,9 @@ CHANGE_REWARDS = text(
 )
 """Keep what decisions have been credited with instead."""
 
+GIVE = text("UPDATE campaigns SET discount_minor = discount_minor + :more WHERE id = :id")
+"""Add to what a campaign's discounts have cost: pages need not add up its whole history."""
+
 DECISION = (
     *(Decision.position, Decision.id, Decision.revision, Decision.snapshot, Decision.decided_at),
     *(Decision.segment, Decision.arm, Decision.simplex, Decision.reason, Decision.context),

@@ -86,13 +86,8 @@ NEEDED = text("""
 """What a partition of decisions is still needed for, if anything."""
 
 NOTE_DROPPED = text("""
-    UPDATE campaigns SET dropped_position = :end - 1,
-        dropped_discount_minor = dropped_discount_minor + gone.discount_minor
-    FROM (
-        SELECT d.campaign_id, coalesce(sum(r.discount_minor), 0) AS discount_minor
-        FROM decisions AS d LEFT JOIN rewards AS r ON r.decision_id = d.id
-        WHERE d.position >= :start AND d.position < :end GROUP BY d.campaign_id
-    ) AS gone WHERE gone.campaign_id = campaigns.id
+    UPDATE campaigns SET dropped_position = :end - 1
+    WHERE id IN (SELECT campaign_id FROM decisions WHERE position >= :start AND position < :end)
 """)
 
 DROP_REWARDS = text("""

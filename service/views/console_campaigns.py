@@ -16,7 +16,7 @@ from service.contexts import CLOCK, HOLIDAYS
 from service.definition import AUTO, OPERATORS, CampaignDefinition, money
 from service.errors import BarterError, Conflict, Invalid, NotFound, PreconditionFailed
 from service.history import policy_now
-from service.models import Campaign, CampaignRevision, Decision, Reward, Snapshot
+from service.models import Campaign, CampaignRevision, Decision, Snapshot
 from service.products import ATTRIBUTES
 from service.traits import stored
 from service.traits.vectors import TRAITS, responses
@@ -123,15 +123,10 @@ def _filters(states: list[str], chosen: str) -> list[tuple[str, str, int]]:
 def _row(session: Session, campaign: Campaign, state: str) -> Row:
     plan = campaigns.definition(campaign)
     counts = _decisions_today(session, campaign, plan)
-    learnt = session.scalar(
-        select(func.max(Snapshot.created_at)).where(Snapshot.campaign_id == campaign.id)
-    )
-    spent = session.scalar(
-        select(func.sum(Reward.discount_minor)).where(Reward.campaign_id == campaign.id)
-    )
+    newest = select(Snapshot.created_at).where(Snapshot.campaign_id == campaign.id)
+    learnt = session.scalar(newest.order_by(Snapshot.version.desc()).limit(1))
     promised = runtime().spool.committed(campaign.id)
-    spent = int(spent or 0) + campaign.dropped_discount_minor
-    budget, share, held = _budget(plan, spent, promised)
+    budget, share, held = _budget(plan, campaign.discount_minor, promised)
     health, told = _health(state, sum(counts.values()), share, learnt)
     total = sum(counts.values())
     return Row(
