@@ -175,6 +175,7 @@ def test_what_is_no_longer_kept_goes_and_what_was_learnt_stays(loop: Loop) -> No
         kept = session.get_one(Campaign, campaign)
         assert kept.dropped_position == 99_999
         left = session.scalar(select(func.sum(Reward.discount_minor))) or 0
+        assert spent is not None
         assert left < spent
         assert kept.discount_minor == spent
         newest = session.execute(queries.newest_snapshot(campaign)).one()
