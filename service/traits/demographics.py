@@ -60,7 +60,7 @@ def _columns(name: str, values: list[object]) -> list[tuple[str, Trait, Floats]]
     if kinds == {str}:
         counts = Counter(value for value in values if value is not None)
         if 2 <= len(counts) <= LEVELS:
-            label = name.replace("_", " ")
+            label = name.removesuffix("_minor").replace("_", " ")
             often = [word for word, count in counts.items() if count >= LEAST * len(values)]
             return _words(
                 name, values, {word: f"{label} {word}" for word in sorted(map(str, often))}
@@ -73,7 +73,7 @@ def _number(name: str, values: list[object]) -> list[tuple[str, Trait, Floats]]:
     found = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     low, high = np.nanquantile(found, [0.01, 0.99])
     cut = np.clip(np.where(np.isnan(found), np.nanmean(found), found), low, high)
-    label = name.replace("_", " ")
+    label = name.removesuffix("_minor").replace("_", " ")
     trait = WORDS.get(name, Trait(f"low {label}", f"high {label}"))
     return [(name, trait, cut)] if high > low else []
 
