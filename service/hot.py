@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -38,12 +38,17 @@ Answer = tuple[int, bytes, bytes]
 Then = Callable[[Answer | None], None]
 """What is told the answer, on the loop, or None where Flask is to give it."""
 Route = Callable[[Headers, bytes, Then], None]
+Kept = Callable[[Stored | None], None]
+"""What is told what became of an entry, on the loop, or None where the disk refused."""
 log = structlog.get_logger()
 
 
 LIST = b'{"decisions"'
 FLUSH_SECONDS = 0.25
 MAX_PROVEN = 10_000
+AT_ONCE = 8
+"""So many entries are handed to the writer at once: each hand-over may wake its thread. More would
+leave the disk idle while they are gathered."""
 MAX_WAITING = 1_000
 """How many may wait for the disk. More would wait in vain: they get the default arm at once."""
 
@@ -82,6 +87,7 @@ class Hot:
         self._told, self._tallied = _Told(), metrics.Tallied()
         self._waiting = 0
         self._due: list[_Due] = []
+        self._unkept: list[tuple[Entry, Kept]] = []
         self._flushing = False
         # Who has shown a key, for as long as the catalogue has that very key: hashing costs more.
         self._proven: dict[bytes, tuple[str, KeyView | None]] = {}
@@ -141,19 +147,19 @@ class Hot:
         # Written before it is kept, while all of it is at hand.
         text = made.json()
 
-        def kept(told: list[Stored] | None) -> None:
+        def kept(told: Stored | None) -> None:
             if told is None:
                 default = made.unavailable()
                 then(self._decided(default, default.json(), headers, started))
-            elif told[0] is FRESH:
+            elif told is FRESH:
                 then(self._decided(made, text, headers, started))
-            elif told[0] is LATE:
+            elif told is LATE:
                 late = text[:-1] + b',"acknowledged":"disk"}'
                 then(self._decided(made, late, headers, started))
             else:
-                self._settle(made, told[0], headers, started, then)
+                self._settle(made, told, headers, started, then)
 
-        self._keep([made.entry()], kept)
+        self._keep(made.entry(), kept)
 
     def _decided(self, made: decide.Draft, text: bytes, headers: Headers, started: float) -> Answer:
         self._tallied.decision(made.campaign.definition.key, made.arm, made.reason)
@@ -190,18 +196,18 @@ class Hot:
         if self._waiting >= MAX_WAITING:
             return then(refused(outcomes.NOT_KEPT))
 
-        def kept(told: list[Stored] | None) -> None:
+        def kept(told: Stored | None) -> None:
             if told is None:
                 return then(refused(outcomes.NOT_KEPT))
-            if told[0].late:
+            if told.late:
                 return then(refused(outcomes.NOT_COMMITTED))
-            known = told[0].known is not None
+            known = told.known is not None
             receipt = OutcomeReceipt.model_construct(accepted=int(not known), duplicates=int(known))
             metrics.count_outcomes(receipt)
             text = receipt.model_dump_json().encode()
             then(self._answer("create_outcomes", 202, headers, text, started))
 
-        self._keep([outcomes.entry(event, dt.datetime.now(dt.UTC))], kept)
+        self._keep(outcomes.entry(event, dt.datetime.now(dt.UTC)), kept)
 
     def _let_in(self, scope: str, headers: Headers) -> bool:
         """Tell whether a request has the right key and form."""
@@ -221,19 +227,32 @@ class Hot:
             self._proven[text] = given.public_id, key
         return True
 
-    def _keep(self, entries: Sequence[Entry], then: Callable[[list[Stored] | None], None]) -> None:
-        """Keep entries on disk; ``then`` is told what became of them, None if it refused."""
+    def _keep(self, entry: Entry, then: Kept) -> None:
+        """Keep an entry on disk, with others of this turn of the loop."""
         self._waiting += 1
+        self._unkept.append((entry, then))
+        if len(self._unkept) >= AT_ONCE:
+            self._submit()
+        elif len(self._unkept) == 1:
+            asyncio.get_running_loop().call_soon(self._submit)
+
+    def _submit(self) -> None:
+        unkept, self._unkept = self._unkept, []
+        if not unkept:
+            return
         loop = asyncio.get_running_loop()
 
         def kept(told: list[Stored] | SpoolError) -> None:
-            self._waiting -= 1
+            self._waiting -= len(unkept)
             if isinstance(told, SpoolError):
-                log.error("not_kept", count=len(entries), error=str(told))
-                then(None)
-            else:
-                then(told)
+                log.error("not_kept", count=len(unkept), error=str(told))
+            for place, (_, then) in enumerate(unkept):
+                try:
+                    then(None if isinstance(told, SpoolError) else told[place])
+                except Exception:
+                    log.exception("answer_lost")
 
+        entries = [entry for entry, _ in unkept]
         self._runtime.spool.submit(entries, lambda told: self._told.add(loop, kept, told))
 
     def _answer(

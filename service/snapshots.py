@@ -161,6 +161,7 @@ class LiveCampaign:
         self.offer_micros = definition.offer_seconds * 1_000_000
         self._offers: dict[tuple[int, int], str] = {}
         self._documents: dict[tuple[int, int], dict[str, Any]] = {}
+        self.timed = not definition.reads.isdisjoint((*contexts.CLOCK, *contexts.HOLIDAYS))
         self._endless = definition.ends_at is None
         self.shared = _shared(definition)
         # Which arms are eligible hangs on the segment alone, unless a request excludes some.
