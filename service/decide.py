@@ -294,16 +294,19 @@ def draw(runtime: Host, drafts: Sequence[Draft]) -> None:
     Where that decides by contexts, simplexes of more than one are computed together, in a fraction
     of the time: they agree with those of each alone to eight digits (`LiveCampaign.draws`).
     """
+    campaign = drafts[0].campaign
     try:
-        choices = drafts[0].campaign.draws(
+        choices = campaign.draws(
             [(made.segment, made.mask, made.key, made.context) for made in drafts]
         )
     except FAILURES:
-        for made in drafts:
-            _fail(made)
+        if len(drafts) == 1:
+            return _fail(drafts[0])
+        for made in drafts:  # one that fails is not the others' concern
+            draw(runtime, [made])
         return
     for made, choice in zip(drafts, choices, strict=True):
-        made.together = len(drafts) > 1
+        made.together = campaign.contextual and len(drafts) > 1
         try:
             _take(made, choice)
             if made.campaign.recommends:

@@ -132,10 +132,16 @@ class Hot:
         for one in due:
             campaigns.setdefault(id(one.made.campaign), []).append(one.made)
         for drafts in campaigns.values():
-            decide.draw(self._runtime, drafts)
+            try:
+                decide.draw(self._runtime, drafts)
+            except Exception:
+                log.exception("not_drawn")
         for one in due:
             try:
-                self._keep_decision(*one)
+                if one.made.due:
+                    one.then(FAILED)
+                else:
+                    self._keep_decision(*one)
             except Exception:
                 log.exception("not_kept")
                 one.then(FAILED)

@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select
 
+from bandits.types import Contexts
 from service import campaigns, contexts, db, products
 from service.config import Config
 from service.decide import campaign_number, decide, draw, prepared
@@ -330,6 +331,12 @@ def test_a_policy_that_fails_still_gets_an_answer(
     assert {(r.reason, r.arm) for r in loop.decide(*"abcd")} == {("unavailable", "none")}
 
 
+def _but_one(_belief: object, contexts: Contexts, mask: Any) -> Any:
+    if (contexts.features == 7 * 4096).any():
+        raise FloatingPointError("underflow")
+    return mask / mask.sum(axis=1, keepdims=True)
+
+
 def test_a_policy_that_fails_for_many_at_once_fails_for_nobody(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +354,12 @@ def test_a_policy_that_fails_for_many_at_once_fails_for_nobody(
     draw(loop.runtime, drafts)
     told = {(made.reason, made.arm, made.due, made.together) for made in drafts}
     assert told == {("unavailable", "none", False, False)}
+    # What fails for one row of several is not the others' concern.
+    drafts = [prepared(loop.runtime, one, NOW) for one in asked]
+    monkeypatch.setattr(loop.live, "policy", wrong._replace(single=None, probabilities=_but_one))
+    drafts[1].context = np.array([7 * 4096])
+    draw(loop.runtime, drafts)
+    assert [made.reason for made in drafts] == ["policy", "unavailable", "policy"]
 
 
 def test_a_clock_that_was_set_back_still_gets_an_answer(loop: Loop) -> None:
