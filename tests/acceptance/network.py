@@ -75,6 +75,7 @@ class Network:
     def __init__(self) -> None:
         self._name, self._part = f"b{os.getpid()}", os.getpid() % 250
         self._spaces: list[str] = []
+        self._cables: list[str] = []
         for side in "fb":
             _ip("link", "add", self._name + side, "type", "bridge")
             _ip("link", "set", self._name + side, "up")
@@ -93,6 +94,7 @@ class Network:
         for side in sides:
             outer, inner = self._cable(number, side), f"eth-{side}"
             _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", space)
+            self._cables.append(outer)
             _ip("link", "set", outer, "master", self._name + side, "up")
             _ip("-n", space, "addr", "add", f"{self.address(side, number)}/24", "dev", inner)
             _ip("-n", space, "link", "set", inner, "up")
@@ -107,7 +109,9 @@ class Network:
         _ip("link", "set", self._cable(number, side), "master", self._name + side)
 
     def close(self) -> None:
-        """Take it all down; the cables go with the machines once nothing runs there."""
+        """Take it all down; machines would take their cables along only some time later."""
+        for cable in self._cables:
+            _ip("link", "del", cable)
         for space in self._spaces:
             _ip("netns", "del", space)
         for side in "fb":
