@@ -1,5 +1,6 @@
 """The web worker as it is served: uvicorn, the hot routes, and Flask behind them."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import http.client
@@ -31,7 +32,7 @@ from uvicorn.server import ServerState
 from service import db, decide, keys, validation
 from service.config import Config
 from service.decide import fingerprint
-from service.hot import MAX_WAITING
+from service.hot import FAILED, MAX_WAITING, Answer, Hot
 from service.messages import DecisionRequest, PlainRequest
 from service.models import Decision
 from service.protocol import HEAD_BYTES, IDLE_SECONDS, READ_SECONDS, Protocol
@@ -262,6 +263,36 @@ def test_requests_that_come_at_once_are_drawn_together(served: Served) -> None:
         arms.setdefault(one["unit"], set()).add(answer["arm"])
     assert {len(of_unit) for of_unit in arms.values()} == {1}
     assert [answer["reason"] for answer in found[24:]].count("policy") <= 12
+
+
+def test_a_draw_that_fails_as_nobody_foresaw_leaves_no_request_unanswered(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a policy's arithmetic, which gives the default arm: a mistake of ours."""
+    _learnt_by_features(web, "lines")
+    _learnt_by_features(web, "others")
+    hot, answers = Hot(web.app), list[Answer | None]()
+    headers = {
+        b"content-type": b"application/json",
+        b"authorization": f"Bearer {web.keys['decide']}".encode(),
+    }
+    broken = web.loop.runtime.catalogue.campaign("lines")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(broken, "draws", fail)
+
+    async def ask() -> None:
+        for n, key in enumerate(("lines", "others", "lines", "others")):
+            one = {"campaign": key, "unit": f"u{n}", "attributes": _features(n)}
+            hot.decision(headers, json.dumps(one).encode(), answers.append)
+        while len(answers) < 4:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+    told = [answer[0] for answer in answers if answer is not None]
+    assert sorted(told) == [200, 200, FAILED[0], FAILED[0]]
 
 
 def _read(connection: socket.socket) -> bytes:
