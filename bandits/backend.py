@@ -27,8 +27,6 @@ class Backend(NamedTuple):
         jit: compiles a pure function (the identity for numpy).
         map_rows: ``(function, arrays, size) -> array``: a row-wise function over arrays (R, ...),
             at most ``size`` rows at a time, to bound memory.
-        kernel: compiles the inner loop of what is otherwise numpy's, from and to numpy arrays, its
-            integers static; None where numpy runs that, too.
     """
 
     name: str
@@ -36,7 +34,6 @@ class Backend(NamedTuple):
     scatter_add: Callable[[Array, Array, Array], Array]
     jit: Callable[[Callable[..., Array]], Callable[..., Array]]
     map_rows: Callable[[Callable[..., Array], tuple[Any, ...], int], Array]
-    kernel: Callable[[Callable[..., Array]], Callable[..., Array]] | None = None
 
 
 def numpy_backend() -> Backend:
@@ -55,27 +52,17 @@ def jax_backend() -> Backend:
     return backend
 
 
-@functools.cache
-def compiled_backend() -> Backend:
-    """The numpy namespace with inner loops that JAX compiles: for millions of rows on a CPU."""
-    jax_backend()
-    kernel = importlib.import_module("bandits.backend_jax").kernel
-    return _NUMPY._replace(kernel=kernel)
-
-
 def named(name: str) -> Backend:
     """The backend called ``name``.
 
     Raises:
-        ValueError: the name is none of "numpy", "jax" and "compiled".
+        ValueError: the name is neither "numpy" nor "jax".
     """
     if name == "numpy":
         return numpy_backend()
     if name == "jax":
         return jax_backend()
-    if name == "compiled":
-        return compiled_backend()
-    raise ValueError(f"backend must be 'numpy', 'jax' or 'compiled', not {name!r}")
+    raise ValueError(f"backend must be 'numpy' or 'jax', not {name!r}")
 
 
 def namespace(array: Array) -> Any:

@@ -1,12 +1,10 @@
 """The JAX half of :mod:`bandits.backend`, in a module of its own so that only it names JAX."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bandits.backend import Backend
 from bandits.types import Array
@@ -24,14 +22,3 @@ def _scatter_add(zeros: Array, index: Array, values: Array) -> Array:
 
 def _map_rows(function: Callable[..., Array], arrays: tuple[Any, ...], size: int) -> Array:
     return jax.lax.map(lambda row: function(*(x[None] for x in row))[0], arrays, batch_size=size)
-
-
-@functools.cache
-def kernel(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Compile a function of numpy arrays, then integers; it gives a numpy array."""
-    compiled = jax.jit(function, static_argnames=("count", "terms"))
-
-    def run(*arguments: Any) -> Array:
-        return np.asarray(compiled(*arguments))
-
-    return run

@@ -284,8 +284,6 @@ def decide_file(config: Config, arguments: argparse.Namespace) -> int:
     """
     # PostgreSQL has the other core: threads that wait for their turn would take it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    os.environ.setdefault("XLA_FLAGS", flags)
     from service import offers_command
     from service.supervisor import until_signalled
 

@@ -9,8 +9,7 @@ Letters: ``B`` decisions, ``A`` arms, ``D`` encoded features.
 """
 
 import datetime as dt
-import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,11 +17,13 @@ from numpy.typing import NDArray
 
 from service import copying
 from service.copying import ID_BYTES
+from service.packed import CONTEXT
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EPOCH_MICROS = (copying.EPOCH - EPOCH) // dt.timedelta(microseconds=1)
 
-_ID = np.dtype([("size", ">i4"), ("value", "u1", (ID_BYTES,))])
+CACHED_ROWS = 256
+"""Rows of COPY that are written at a time: they stay within the processor's cache."""
 
 Bytes = NDArray[np.uint8]
 
@@ -120,69 +121,37 @@ def copy_stream(packed: Packed) -> bytes:
     for place, one in enumerate(packed.kinds):
         chosen = np.flatnonzero(found.kind == place)
         if len(chosen):
-            parts.append(_rows(packed, one, found.taken(chosen)))
+            some = found if len(chosen) == len(found.kind) else found.taken(chosen)
+            parts += _rows(packed, one, some)
     return copying.stream(parts)
 
 
-def _rows(packed: Packed, kind: Kind, found: Arrays) -> bytes:
+def _rows(packed: Packed, kind: Kind, found: Arrays) -> list[bytes]:
     """Return rows of one kind: they are of one length, so they are columns of one matrix."""
     count, arms = found.simplexes.shape
     width = found.contexts.shape[1]
-    said = copying.said(kind.reason, None, kind.why)
-    decided, expires = packed.decided_at - _EPOCH_MICROS, packed.expires_at - _EPOCH_MICROS
-    layout = np.dtype(
-        [
-            ("fields", ">i2"),
-            ("id", _ID),
-            ("same", "u1", (4 + 4 + 4 + 4 + 4 + 8,)),
-            ("unit", _ID),
-            ("placed", "u1", (4 + 2 + 4 + 8,)),
-            ("simplex", _array(">f8", arms)),
-            ("arm", [("size", ">i4"), ("value", ">i2")]),
-            ("propensity", [("size", ">i4"), ("value", ">f8")]),
-            ("said", "u1", (len(said) + 3 * (4 + 8),)),
-            ("context", _array(">i8", width)),
-        ]
-    )
-    made = np.empty(count, layout)
-    made["fields"] = len(copying.COLUMNS)
-    made["same"] = _constant(
-        _field(">i", packed.campaign_id), _field(">i", packed.revision),
-        _field(">q", packed.snapshot),
-    )  # fmt: skip
-    made["placed"] = _constant(_field(">h", kind.segment), _field(">q", kind.mask))
-    made["said"] = _constant(said, _field(">q", 0), _field(">q", decided), _field(">q", expires))
-    for name, values in (("id", found.ids), ("unit", found.units)):
-        made[name]["size"], made[name]["value"] = ID_BYTES, values
-    made["arm"]["size"], made["arm"]["value"] = 2, found.arm
+    sample = _sample(packed, kind, arms, width)
     propensity = found.simplexes[np.arange(count), found.arm]
-    made["propensity"]["size"], made["propensity"]["value"] = 8, propensity
-    _fill(made["simplex"], found.simplexes, copying.FLOAT8)
-    _fill(made["context"], found.contexts, copying.INT8)
-    return made.tobytes()
+    made = np.frombuffer(
+        bytearray(sample * min(count, CACHED_ROWS)), copying.layout(len(sample), arms, width)
+    )
+    parts = []
+    for begin in range(0, count, CACHED_ROWS):
+        part = slice(begin, begin + CACHED_ROWS)
+        some = made[: count - begin]
+        some["id"], some["unit"] = found.ids[part], found.units[part]
+        some["simplex"], some["context"] = found.simplexes[part], found.contexts[part]
+        some["arm"], some["propensity"] = found.arm[part], propensity[part]
+        parts.append(some.tobytes())
+    return parts
 
 
-def _array(kind: str, length: int) -> np.dtype[Any]:
-    """Return the layout of a one-dimensional array: an empty one has no dimension at all."""
-    head: list[Any] = [("size", ">i4"), ("dimensions", ">i4"), ("nulls", ">i4"), ("type", ">i4")]
-    if length:
-        element = np.dtype([("size", ">i4"), ("value", kind)])
-        head += [("length", ">i4"), ("first", ">i4"), ("elements", element, (length,))]
-    return np.dtype(head)
-
-
-def _fill(made: NDArray[Any], values: NDArray[Any], kind: int) -> None:
-    length = values.shape[1]
-    made["size"] = made.dtype.itemsize - 4
-    made["dimensions"], made["nulls"], made["type"] = int(length > 0), 0, kind
-    if length:
-        made["length"], made["first"] = length, 1
-        made["elements"]["size"], made["elements"]["value"] = 8, values
-
-
-def _field(form: str, value: int) -> bytes:
-    return struct.pack(">i", struct.calcsize(form)) + struct.pack(form, value)
-
-
-def _constant(*parts: bytes) -> Bytes:
-    return np.frombuffer(b"".join(parts), np.uint8)
+def _sample(packed: Packed, kind: Kind, arms: int, width: int) -> bytes:
+    """Return a row of a kind, with nothing in it that each decision has for itself."""
+    decided, expires = packed.decided_at - _EPOCH_MICROS, packed.expires_at - _EPOCH_MICROS
+    nothing = bytes(ID_BYTES)
+    return copying.row(
+        nothing, packed.campaign_id, packed.revision, packed.snapshot, nothing, kind.segment,
+        kind.mask, copying.chosen([0.0] * arms, 0, 0.0), copying.said(kind.reason, None, kind.why),
+        0, decided, expires, np.zeros(width, CONTEXT).tobytes(),
+    )  # fmt: skip

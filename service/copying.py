@@ -5,8 +5,7 @@ as it is: nobody on its way reads it. As JSON it took PostgreSQL twice the time.
 writes the same rows for many decisions at once.
 
 A row is its number of fields, then each field: its length in bytes, or -1 for null, and its value,
-big-endian; an array tells dimensions, nulls, the type and number of its elements and where they
-begin, then each element like a field (PostgreSQL's manual, "COPY", "Binary Format").
+big-endian (PostgreSQL's manual, "COPY", "Binary Format").
 """
 
 import datetime as dt
@@ -16,7 +15,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import orjson
+
+from service.packed import CONTEXT, SIMPLEX
 
 ID_BYTES = 16
 COLUMNS = (
@@ -25,19 +27,21 @@ COLUMNS = (
     "context",
 )  # fmt: skip
 """The columns, in the order of every row here."""
-FLOAT8, INT8 = 701, 20
-"""How PostgreSQL names the types of what an array holds."""
 BEGINS, ENDS = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 """What stands before the rows of a stream, and after them."""
 EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 """From when PostgreSQL counts."""
 _HEAD = struct.pack(">hi", len(COLUMNS), ID_BYTES)
-_ID = slice(len(_HEAD), len(_HEAD) + ID_BYTES)
+_ID = len(_HEAD)
+_UNIT = _ID + ID_BYTES + 8 + 8 + 12 + 4
+_SIMPLEX = _UNIT + ID_BYTES + 6 + 12 + 4
+"""Where in a row some of its fields begin, each after its length."""
+_ARRAY = struct.pack(">iii", 1, 0, 701)
+"""With what a simplex begins where an earlier release made an array of it."""
 _NULL = b"\xff\xff\xff\xff"
 _size = struct.Struct(">i").pack
 # Fields, then the length and value of: id, campaign, revision, snapshot, unit, segment, mask.
 _start = struct.Struct(f">h i{ID_BYTES}s ii ii iq i{ID_BYTES}s ih iq").pack
-_chosen = struct.Struct(">ih id").pack
 _end = struct.Struct(">iq iq iq").pack
 
 
@@ -53,20 +57,24 @@ def micros(moment: dt.datetime) -> int:
 
 def row(
     id: bytes, campaign: int, revision: int, snapshot: int, unit: bytes, segment: int, mask: int,
-    chosen: bytes, said: bytes, reserved: int, decided: int, expires: int, context: Sequence[int],
+    chosen: bytes, said: bytes, reserved: int, decided: int, expires: int, context: bytes,
 ) -> bytes:  # fmt: skip
-    """Return a decision; ``chosen`` and ``said`` are by these functions, times by `micros`."""
+    """Return a decision; ``chosen`` and ``said`` are by these functions, times by `micros`.
+
+    The context is as in its column (`packed.CONTEXT`).
+    """
     start = _start(
         len(COLUMNS), ID_BYTES, id, 4, campaign, 4, revision, 8, snapshot, ID_BYTES, unit,
         2, segment, 8, mask,
     )  # fmt: skip
     times = _end(8, reserved, 8, decided, 8, expires)
-    return b"".join((start, chosen, said, times, _array(INT8, context)))
+    return b"".join((start, chosen, said, times, _size(len(context)), context))
 
 
 def chosen(simplex: Sequence[float], arm: int, propensity: float) -> bytes:
     """Return what was drawn from (A probabilities), and what was drawn."""
-    return _array(FLOAT8, simplex) + _chosen(2, arm, 8, propensity)
+    arms = len(simplex)
+    return _drawn(arms)(8 * arms, *simplex, 2, arm, 8, propensity)
 
 
 @functools.lru_cache(4096)
@@ -79,12 +87,29 @@ def said(reason: str, origin: bytes | None, why: bytes) -> bytes:
 
 def id_of(row: bytes) -> bytes:
     """Return a decision's id."""
-    return row[_ID]
+    return row[_ID : _ID + ID_BYTES]
 
 
 def campaign_of(id: bytes) -> int:
     """Return the campaign's number, with which a decision's id begins."""
     return int.from_bytes(id[:4], "big")
+
+
+def layout(length: int, arms: int, width: int) -> np.dtype[Any]:
+    """Return where in a row of so many bytes lies what each decision has for itself."""
+    arm = _SIMPLEX + 8 * arms + 4
+    fields: dict[str, tuple[Any, int]] = {
+        "id": ((np.uint8, ID_BYTES), _ID),
+        "unit": ((np.uint8, ID_BYTES), _UNIT),
+        "simplex": ((SIMPLEX, arms), _SIMPLEX),
+        "arm": (">i2", arm),
+        "propensity": (">f8", arm + 2 + 4),
+        "context": ((CONTEXT, (width,)), length - 4 * width),
+    }
+    forms, offsets = zip(*fields.values(), strict=True)
+    return np.dtype(
+        {"names": list(fields), "formats": forms, "offsets": offsets, "itemsize": length}
+    )
 
 
 def stream(rows: Sequence[bytes]) -> bytes:
@@ -99,7 +124,7 @@ def read(body: bytes) -> bytes:
         Malformed: it is none.
     """
     if body.startswith(_HEAD):
-        return body
+        return _repacked(body) if body.startswith(_ARRAY, _SIMPLEX) else body
     try:
         return _from(orjson.loads(body))
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
@@ -116,25 +141,25 @@ def _from(told: dict[str, Any]) -> bytes:
         bytes.fromhex(told["unit"].removeprefix("\\x")), told["segment"], told["mask"],
         chosen(told["simplex"], told["arm"], told["propensity"]),
         said(told["reason"], origin, orjson.dumps(told["why"])),
-        told["reserved_minor"], decided, expires, told["context"],
+        told["reserved_minor"], decided, expires, np.array(told["context"], CONTEXT).tobytes(),
     )  # fmt: skip
 
 
-def _array(kind: int, values: Sequence[float]) -> bytes:
-    if not values:
-        return _size(12) + struct.pack(">iii", 0, 0, kind)
-    cells: list[float] = [8] * (2 * len(values))
-    cells[1::2] = values
-    return _layout(kind, len(values))(*cells)
+def _repacked(row: bytes) -> bytes:
+    """Return a row whose simplex and context are arrays of PostgreSQL, as an earlier release's."""
+    fields, place = [], 2
+    while place < len(row):
+        size = int.from_bytes(row[place : place + 4], "big", signed=True)
+        fields.append(row[place : (place := place + 4 + max(size, 0))])
+    for name, form, wide in (("simplex", SIMPLEX, ">f8"), ("context", CONTEXT, ">i8")):
+        # Its own length, dimensions, nulls, type, number, first; then each number after its length.
+        numbers = np.frombuffer(fields[COLUMNS.index(name)][24:], [("size", ">i4"), ("one", wide)])
+        value = numbers["one"].astype(form).tobytes()
+        fields[COLUMNS.index(name)] = _size(len(value)) + value
+    return row[:2] + b"".join(fields)
 
 
 @functools.cache
-def _layout(kind: int, length: int) -> Callable[..., bytes]:
-    """Return what packs an array's elements, each after its length of 8 bytes."""
-    head = struct.pack(">6i", 20 + 12 * length, 1, 0, kind, length, 1)
-    cells = struct.Struct(">" + ("id" if kind == FLOAT8 else "iq") * length).pack
-
-    def pack(*values: float) -> bytes:
-        return head + cells(*values)
-
-    return pack
+def _drawn(arms: int) -> Callable[..., bytes]:
+    """Return what packs a simplex, an arm and its probability, each after its length."""
+    return struct.Struct(f">i{arms}d ih id").pack

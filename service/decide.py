@@ -29,6 +29,7 @@ from service.definition import Offer, RecommendedOffer
 from service.eligibility import segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
 from service.messages import DecisionReply, DecisionRequest, OfferedProduct, PlainRequest
+from service.packed import CONTEXT
 from service.runtime import Host
 from service.snapshots import Choice, LiveCampaign
 from service.spool import DECISION, Assignment, Entry, Reservation, SpoolError, Stored
@@ -105,7 +106,7 @@ class Draft:
         row = copying.row(
             self.key, campaign.id, campaign.revision, self.snapshot, self.unit, self.segment,
             self.mask, self.choice.row, copying.said(self.reason, origin, self.why()), reserved,
-            decided, decided + campaign.offer_micros, self.context.tolist(),
+            decided, decided + campaign.offer_micros, self.context.astype(CONTEXT).tobytes(),
         )  # fmt: skip
         told = self.told()
         held = self._reservation() if reserved else None

@@ -813,7 +813,7 @@ class CampaignDefinition(Document):
             basket_minor
         )
 
-    def build_policy(self, backend: Literal["numpy", "jax", "compiled"] = "numpy") -> Policy:
+    def build_policy(self, backend: Literal["numpy", "jax"] = "numpy") -> Policy:
         """Return the policy that this definition names, for its arms and segments.
 
         For ``auto`` it is the one that it begins with; `service.snapshots.served` tells which one

@@ -16,7 +16,9 @@ because who appends looks first, which only one does at a time.
 """
 
 import datetime as dt
+import struct
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from sqlalchemy import (
@@ -33,6 +35,7 @@ from sqlalchemy import (
     LargeBinary,
     SmallInteger,
     Text,
+    TypeDecorator,
     Uuid,
     func,
     text,
@@ -41,6 +44,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.names import KEY_PATTERN
+from service.packed import CONTEXT, SIMPLEX
 
 Position = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
 Small = Annotated[int, mapped_column(SmallInteger)]
@@ -49,6 +53,31 @@ Name = Annotated[str, mapped_column(Text)]
 When = Annotated[dt.datetime, mapped_column(DateTime(timezone=True))]
 Now = Annotated[dt.datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
 Document = Annotated[dict[str, Any], mapped_column(JSONB)]
+
+
+class Numbers(TypeDecorator[Sequence[float]]):
+    """Numbers of one form (`service.packed`), one after the other as bytes."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self._letter = {SIMPLEX: "d", CONTEXT: "i"}[form]
+
+    def process_bind_param(self, value: Sequence[float] | None, dialect: Any) -> bytes | None:
+        """Return numbers as bytes."""
+        if value is None:
+            return None
+        return struct.pack(f">{len(value)}{self._letter}", *value)
+
+    def process_result_value(self, value: Any, dialect: Any) -> list[float] | None:
+        """Return bytes as numbers."""
+        if value is None:
+            return None
+        count = len(value) // struct.calcsize(self._letter)
+        return list(struct.unpack(f">{count}{self._letter}", value))
 
 
 STATES = ("draft", "scheduled", "running", "paused", "ended")
@@ -353,7 +382,7 @@ class Decision(Base):
     __tablename__ = "decisions"
     __table_args__ = (
         CheckConstraint("propensity > 0 AND propensity <= 1", name="decisions_propensity"),
-        CheckConstraint("cardinality(simplex) > arm AND arm >= 0", name="decisions_arm"),
+        CheckConstraint("octet_length(simplex) > 8 * arm AND arm >= 0", name="decisions_arm"),
         Index("decisions_campaign", "campaign_id", "position"),
         Index("decisions_unit", "unit"),
         {"postgresql_partition_by": "RANGE (position)"},
@@ -367,7 +396,7 @@ class Decision(Base):
     unit: Mapped[bytes] = mapped_column(LargeBinary)
     segment: Mapped[Small]
     mask: Mapped[Big]
-    simplex: Mapped[list[float]] = mapped_column(ARRAY(Double))
+    simplex: Mapped[list[float]] = mapped_column(Numbers(SIMPLEX))
     arm: Mapped[Small]
     propensity: Mapped[float] = mapped_column(Double)
     reason: Mapped[Name]
@@ -376,7 +405,7 @@ class Decision(Base):
     reserved_minor: Mapped[Big] = mapped_column(server_default=text("0"))
     decided_at: Mapped[When]
     expires_at: Mapped[When]
-    context: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+    context: Mapped[list[int]] = mapped_column(Numbers(CONTEXT), server_default=text("''"))
 
 
 class Run(Base):

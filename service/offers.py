@@ -242,7 +242,7 @@ def _decided(engine: Engine, job: Job, pseudonym: Pseudonyms, rows: int) -> Iter
             table, [name for name in table.column_names if name in live.definition.reads]
         )
         names = _units(table, job.unit, rows)
-        units, now = list(map(pseudonym, names)), dt.datetime.now(dt.UTC)
+        units, now = pseudonym.many(names), dt.datetime.now(dt.UTC)
         told = bulk.completed(_stored(engine), live.definition, units, dict(known), now)
         ids = derived_ids(live.id, job.run.token, rows, len(units))
         batch = bulk.chosen(live, ids, units, told, now)
@@ -307,8 +307,6 @@ def _live(engine: Engine, id: int, known: LiveCampaign | None) -> LiveCampaign:
                 version=newest.version if newest else 0,
                 stored=whole(newest.state, newest.fitted) if newest else None,
             )  # fmt: skip
-            # Millions of rows are worth a second of compiling.
-            live.policy = live.served.build_policy("compiled")
     state = live.state_at(dt.datetime.now(dt.UTC))
     if state != "running":
         raise Conflict(f"The campaign is {state}: nobody is offered anything while it is.")

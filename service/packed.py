@@ -1,4 +1,8 @@
-"""PostgreSQL's binary forms: the server packs many rows into one string, numpy reads them there."""
+"""PostgreSQL's binary forms: the server packs many rows into one string, numpy reads them there.
+
+What has many numbers lies in columns of bytes in the same form, big-endian: as arrays of
+PostgreSQL they take twice the room, and the server looks at each number of every row.
+"""
 
 import datetime as dt
 import functools
@@ -11,9 +15,8 @@ Bytes = ColumnElement[bytes]
 
 EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 """From when timestamps count microseconds."""
-ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES = 20, 12
-"""An array of one dimension: five words of header, then (length, value) each; an empty one has
-three words and nothing more."""
+SIMPLEX, CONTEXT = ">f8", ">i4"
+"""How the numbers of a decision's simplex and context lie in their columns."""
 
 
 def sent(function: str, value: Any) -> Bytes:

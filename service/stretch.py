@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, case, column, select
 from service import queries
 from service.decide import RANDOMISED
 from service.definition import CampaignDefinition
-from service.packed import ARRAY_HEADER_BYTES, EMPTY_ARRAY_BYTES, joined, sent
+from service.packed import CONTEXT, SIMPLEX, joined, sent
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -96,8 +96,8 @@ def _columns() -> tuple[ColumnElement[bool], ColumnElement[bytes]]:
     """Return whether a decision was randomised, and the packed decisions, in any order."""
     randomised: ColumnElement[bool] = column("reason").in_(RANDOMISED)
     fixed = joined([sent(function, column(name)) for name, function, _ in FIXED])
-    arrays = [sent("array_send", column(name)) for name in ("simplex", "context")]
-    return randomised, queries.packed(case((randomised, joined([fixed, *arrays])), else_=fixed))
+    whole = joined([fixed, column("simplex"), column("context")])
+    return randomised, queries.packed(case((randomised, whole), else_=fixed))
 
 
 def _packed(query: queries.Query) -> queries.Query:
@@ -109,7 +109,7 @@ def _unpacked(randomised: bool, packed: bytes, arms: int, width: int) -> Stretch
     types = {name: kind for name, _, kind in FIXED}
     parts: list[Any] = list(types.items())
     if randomised:
-        parts += _array("simplex", ">f8", arms) + _array("context", ">i8", width)
+        parts += [("simplex", SIMPLEX, (arms,)), ("context", CONTEXT, (width,))]
     rows = np.frombuffer(packed, dtype=np.dtype(parts))
     columns: dict[str, Any] = {
         name: rows[name] if kind == "V16" else rows[name].astype(np.int64)
@@ -117,19 +117,10 @@ def _unpacked(randomised: bool, packed: bytes, arms: int, width: int) -> Stretch
     }
     simplex, context = np.zeros((len(rows), arms)), np.zeros((len(rows), width), np.int64)
     if randomised:
-        simplex[:] = rows["simplex"]["value"]
-        context[:] = rows["context"]["value"] if width else context
+        simplex[:], context[:] = rows["simplex"], rows["context"]
     return Stretch(
         **columns, randomised=np.full(len(rows), randomised), simplex=simplex, context=context
     )
-
-
-def _array(name: str, kind: str, length: int) -> list[Any]:
-    """Return how an array of a known length is read."""
-    if not length:
-        return [(name, f"V{EMPTY_ARRAY_BYTES}")]
-    value = [("length", ">i4"), ("value", kind)]
-    return [(f"{name}_header", f"V{ARRAY_HEADER_BYTES}"), (name, value, (length,))]
 
 
 def definition_of(connection: Connection, campaign_id: int, revision: int) -> CampaignDefinition:

@@ -26,20 +26,12 @@ def moment(value: bytes) -> dt.datetime:
     return EPOCH + dt.timedelta(microseconds=whole(value))
 
 
-def array(value: bytes) -> list[Any]:
-    dimensions, nulls, kind = struct.unpack_from(">iii", value)
-    assert nulls == 0
-    if not dimensions:
-        return []
-    length, first = struct.unpack_from(">ii", value, 12)
-    assert (dimensions, first) == (1, 1)
-    read, found, at = {20: whole, 701: number}[kind], [], 20
-    for _ in range(length):
-        size = whole(value[at : at + 4])
-        found.append(read(value[at + 4 : at + 4 + size]))
-        at += 4 + size
-    assert at == len(value)
-    return found
+def chances(value: bytes) -> list[float]:
+    return list(struct.unpack(f">{len(value) // 8}d", value))
+
+
+def features(value: bytes) -> list[int]:
+    return list(struct.unpack(f">{len(value) // 4}i", value))
 
 
 def named(value: bytes) -> uuid.UUID:
@@ -47,7 +39,7 @@ def named(value: bytes) -> uuid.UUID:
 
 
 READ: dict[str, Callable[[bytes], Any]] = {
-    "id": named, "origin": named, "unit": bytes, "simplex": array, "context": array,
+    "id": named, "origin": named, "unit": bytes, "simplex": chances, "context": features,
     "propensity": number, "reason": bytes.decode, "why": orjson.loads,
     "decided_at": moment, "expires_at": moment,
 }  # fmt: skip

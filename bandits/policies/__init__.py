@@ -94,8 +94,8 @@ def make(
     for size, what in ((arms, "arms"), (segments, "segments")):
         if size < 1:
             raise ValueError(f"{what}: must be at least 1")
-    if backend not in ("numpy", "jax", "compiled"):
-        raise ValueError(f"backend: must be 'numpy', 'jax' or 'compiled', not {backend!r}")
+    if backend not in ("numpy", "jax"):
+        raise ValueError(f"backend: must be 'numpy' or 'jax', not {backend!r}")
     if features < 0:
         raise ValueError("features: must be at least 0")
     module = _MODULES[name]

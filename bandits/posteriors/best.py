@@ -273,7 +273,7 @@ def _student(
             return (p / total if settle else p)[None]
     out, left = np.zeros(mask.shape), []
     rows: Iterable[int] = range(len(mask))
-    p = _many(*arrays, backend)
+    p = _many(*arrays)
     if p is not None:
         totals = p.sum(axis=1)
         fine = np.abs(totals - 1.0) <= RAW_TOLERANCE
@@ -293,15 +293,19 @@ def _student(
     return out
 
 
-def _many(mean: Array, scale: Array, freedom: Array, mask: Array, backend: Backend) -> Array | None:
+def _many(mean: Array, scale: Array, freedom: Array, mask: Array) -> Array | None:
     """By the rules that do some rows together, NaN where these do not apply; None for too few."""
-    rows = len(mask)
-    free = float(freedom[0, 0]) if rows > 1 and backend.kernel is None else math.nan
-    if (freedom == free).all() and tabled.applies(free, mean.shape[1]):
-        return tabled.shares(mean, scale, free, mask)
-    if rows < MANY_ROWS:
-        return None
-    return even.shares(mean, scale, freedom, mask, kernel=backend.kernel)
+    p = None
+    if len(mask) > 1 and (freedom == freedom[0, 0]).all():
+        free = float(freedom[0, 0])
+        if tabled.applies(free, mean.shape[1]):
+            p = tabled.shares(mean, scale, free, mask)
+    left = np.arange(len(mask)) if p is None else np.flatnonzero(np.isnan(p[:, 0]))
+    if len(left) < MANY_ROWS:
+        return p
+    p = np.full(mask.shape, np.nan) if p is None else p
+    p[left] = even.shares(mean[left], scale[left], freedom[left], mask[left])
+    return p
 
 
 def _raw_student(backend: Backend, mean: Array, scale: Array, freedom: Array, mask: Array) -> Array:

@@ -8,18 +8,15 @@ function of the normal tail and the series of Student's t around it (three terms
 
 The ends are those of :mod:`bandits.posteriors.graded`, which does one row in fewer calls; there is
 nothing to gain here for fewer than a dozen rows. How many points a row needs depends on its values,
-so the rows are sorted in numpy; the rule itself may be compiled.
+so the rows are sorted.
 
 Sources: trapezoidal rule, Trefethen and Weideman, SIAM Review 56 (2014); the tail, Hart et al.
 (1968) 5666; the series, Abramowitz and Stegun 26.7.5.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bandits.backend import namespace
 from bandits.posteriors.graded import HIGH, LOW, SLACK
 from bandits.types import Array
 
@@ -37,10 +34,6 @@ POINTS = 2048
 ARMS = 32
 #: Elements (rows x arms x points) that are worked on at a time: they stay within the cache.
 BLOCK = 1 << 14
-#: Rows and numbers of points that the rule is compiled for.
-ROWS = 512
-LADDER = (33, 41, 49, 65, 81, 97, 129, 193, 257, 385, 513, 769, 1025, 1537, 2049)
-
 #: Up to such a reciprocal of the freedom, log1p is its first three terms, and the series two.
 FEW = 1e-4
 
@@ -55,10 +48,7 @@ _UNDER = (
 )  # fmt: skip
 
 
-def shares(
-    mean: Floats, scale: Floats, freedom: Floats, mask: NDArray[np.bool_], *,
-    kernel: Callable[[Callable[..., Array]], Callable[..., Array]] | None = None,
-) -> Floats:  # fmt: skip
+def shares(mean: Floats, scale: Floats, freedom: Floats, mask: NDArray[np.bool_]) -> Floats:
     """P(arm is best) of every row (R, A), NaN in the rows to which this rule does not apply.
 
     Args:
@@ -66,7 +56,6 @@ def shares(
         scale: (R, A) float64 > 0.
         freedom: (R, A) float64; ``inf`` gives the Gaussian.
         mask: (R, A) bool, True = eligible; at least one per row.
-        kernel: compiles the rule, for very many rows (`Backend.kernel`); None runs it in numpy.
 
     Returns:
         (R, A) float64; the sum of a row is one up to the error of the quadrature, and is its check.
@@ -85,22 +74,17 @@ def shares(
         step = min(STEP, STEP * (SMOOTH / mean.shape[1]) ** 0.5)
         wanted = np.ceil((top - low) / (step * unit * GRAIN)) * GRAIN + 1
         points = np.where(np.isfinite(wanted) & (wanted <= POINTS), wanted, 0).astype(np.int64)
-    if kernel is not None:
-        ladder = np.array(LADDER)
-        points = np.where(points > 0, ladder[np.searchsorted(ladder, points)], 0)
-    rule = _rule if kernel is None else kernel(_rule)
     inverse = 1.0 / freedom
     for count in np.unique(points[points > 0]).tolist():
         rows = np.flatnonzero(points == count)
-        size = max(1, BLOCK // (count * mean.shape[1])) if kernel is None else ROWS
+        size = max(1, BLOCK // (count * mean.shape[1]))
         for begin in range(0, len(rows), size):
             some = rows[begin : begin + size]
-            # Compiled for one number of rows: the last ones are repeated.
-            at = some if kernel is None else np.resize(some, size)
-            step = (top[at] - low[at]) / (count - 1)
+            step = (top[some] - low[some]) / (count - 1)
             terms = _terms(float(inverse[some].max()))
-            mass = rule(mean[at], scale[at], inverse[at], live[at], low[at], step, count, terms)
-            out[some] = mass[: len(some)]
+            out[some] = _rule(
+                mean[some], scale[some], inverse[some], live[some], low[some], step, count, terms
+            )
     return out
 
 
@@ -113,29 +97,27 @@ def _rule(
     mean: Array, scale: Array, inverse: Array, live: Array, low: Array, step: Array,
     count: int, terms: int,
 ) -> Array:  # fmt: skip
-    xp = namespace(mean)
-    y = low[:, None] + step[:, None] * xp.arange(count)
+    y = low[:, None] + step[:, None] * np.arange(count)
     t = (y[:, None, :] - mean[..., None]) / scale[..., None]
     f, below = _student(t, inverse[..., None], terms)
-    if xp is not np or not live.all():
-        f = xp.where(live[..., None], f, 0.0)
-        below = xp.where(live[..., None], below, 1.0)
+    if not live.all():
+        f = np.where(live[..., None], f, 0.0)
+        below = np.where(live[..., None], below, 1.0)
     # 1e-200 keeps the quotient finite; what it adds is far under the rule's own error.
-    below = xp.maximum(below, 1e-200)
+    below = np.maximum(below, 1e-200)
     f /= below
-    mass = xp.einsum("rak,rk->ra", f, xp.prod(below, axis=1))
+    mass = np.einsum("rak,rk->ra", f, np.prod(below, axis=1))
     return mass * step[:, None] / scale
 
 
 def _student(t: Array, inverse: Array, terms: int) -> tuple[Array, Array]:
     """Density and distribution function of Student's t at t, by the reciprocal of its freedom."""
-    xp = namespace(t)
     square = t * t
-    normal = xp.exp(-0.5 * square)
-    size = xp.abs(t)
+    normal = np.exp(-0.5 * square)
+    size = np.abs(t)
     tail = normal * _polynomial(size, _ABOVE)
     tail /= _polynomial(size, _UNDER)
-    below = xp.where(t > 0.0, 1.0 - tail, tail)
+    below = np.where(t > 0.0, 1.0 - tail, tail)
     if not terms:
         return normal / _ROOT_TAU, below
     series = _polynomial(square, (3.0, -7.0, -5.0, -3.0)) / 96.0
@@ -150,10 +132,10 @@ def _student(t: Array, inverse: Array, terms: int) -> tuple[Array, Array]:
     if terms == 2:
         exponent = square * (-0.5 - 0.5 * inverse) * (ratio * (ratio / 3.0 - 0.5) + 1.0)
     else:
-        exponent = xp.log1p(ratio) * (-0.5 / xp.maximum(inverse, 1e-15) - 0.5)
+        exponent = np.log1p(ratio) * (-0.5 / np.maximum(inverse, 1e-15) - 0.5)
     # The constant by the series of its logarithm, as in `graded`.
     exponent += inverse * (-0.25 + inverse * inverse / 24.0)
-    return xp.exp(exponent) / _ROOT_TAU, below
+    return np.exp(exponent) / _ROOT_TAU, below
 
 
 def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:

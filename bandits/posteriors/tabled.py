@@ -30,7 +30,7 @@ ORDER = 6
 #: Most points of a row: where scales differ so much that it wants more, other rules are quicker.
 POINTS = 160
 #: Arms of rows that are worked on at a time: what they need stays within the cache.
-BLOCK = 400
+BLOCK = 1600
 #: Where more than so many are wanted, it is looked whether an arm that cannot be best wants them.
 FEW = 48
 #: Where the table has cells (`_cubics`), counted from 0; the last one is for all beyond.

@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    type_coerce,
 )
 from sqlalchemy import cast as as_sql
 from sqlalchemy.orm import Session
@@ -31,7 +32,7 @@ from sqlalchemy.orm import Session
 from service import queries
 from service.definition import CampaignDefinition
 from service.models import CampaignRevision, Decision, Outcome, Reward
-from service.packed import ARRAY_HEADER_BYTES, Bytes, joined, sent
+from service.packed import SIMPLEX, Bytes, joined, sent
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -154,7 +155,7 @@ def _row() -> Bytes:
         *(small(case(KINDS, value=Decision.reason, else_=OTHER)), small(Reward.conversions)),
         *(big(Reward.revenue_minor), big(Reward.discount_minor), big(Reward.profit_minor)),
         *(small(Reward.late), sent("float8send", Decision.propensity)),
-        sent("array_send", Decision.simplex),
+        type_coerce(Decision.simplex, LargeBinary),
     ]
     return joined(columns)
 
@@ -202,8 +203,7 @@ def _places(session: Session, campaign_id: int, now: CampaignDefinition) -> dict
 def _part(packed: bytes, revision: int, places: _Places, width: int) -> Log:
     """Unpack one stretch, mapped to the definition in force, which has `width` arms."""
     arms = len(places.arms)
-    entry = np.dtype([("length", ">i4"), ("value", ">f8")])
-    row = np.dtype([*FIXED, ("header", f"V{ARRAY_HEADER_BYTES}"), ("simplex", entry, (arms,))])
+    row = np.dtype([*FIXED, ("simplex", SIMPLEX, (arms,))])
     rows = np.frombuffer(packed, dtype=row)
     columns = {name: rows[name].astype(np.int64) for name, _ in FIXED if name != "propensity"}
     bits = (columns.pop("mask")[:, None] >> np.arange(arms)) & 1
@@ -215,7 +215,7 @@ def _part(packed: bytes, revision: int, places: _Places, width: int) -> Log:
         revision=np.full(len(rows), revision),
         holdout=np.full(len(rows), places.holdout),
         masked=(bits == 0).any(axis=1),
-        simplex=_spread(rows["simplex"]["value"].astype(float), places.arms, width),
+        simplex=_spread(rows["simplex"].astype(float), places.arms, width),
         propensity=rows["propensity"].astype(float),
         unread=int(np.count_nonzero(~read)),
     )

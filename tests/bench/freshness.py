@@ -37,7 +37,8 @@ DECISIONS = text("""
     INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
         propensity, reason, why, decided_at, expires_at)
     SELECT CAST(lpad(to_hex(CAST(:campaign AS int)), 8, '0') || lpad(to_hex(n), 24, '0') AS uuid),
-        :campaign, 1, 0, decode(md5(CAST(n AS text)), 'hex'), n % 2, 7, '{0.25,0.25,0.5}', n % 3,
+        :campaign, 1, 0, decode(md5(CAST(n AS text)), 'hex'), n % 2, 7,
+        float8send(0.25) || float8send(0.25) || float8send(0.5), n % 3,
         CASE n % 3 WHEN 2 THEN 0.5 ELSE 0.25 END, 'policy', '{"masked":{}}', now(),
         now() + interval '1 day'
     FROM generate_series(CAST(:first AS int), :last) AS n

@@ -60,10 +60,11 @@ ON CONFLICT DO NOTHING;
 ROWS = """
 SELECT gen_random_uuid() AS id, {campaign} AS campaign_id, 1 AS revision, 0::bigint AS snapshot,
     substr(sha256(({since:d} + n)::text::bytea), 1, 16) AS unit, (n % 2)::smallint AS segment,
-    7::bigint AS mask, '{{.5,.3,.2}}'::float8[] AS simplex, (n % 3)::smallint AS arm,
+    7::bigint AS mask, float8send(.5) || float8send(.3) || float8send(.2) AS simplex,
+    (n % 3)::smallint AS arm,
     .3::float8 AS propensity, 'policy'::text AS reason, NULL::uuid AS origin,
     '{{"masked":{{}}}}'::json AS why, 0::bigint AS reserved_minor, now() AS decided_at,
-    now() + interval '1 hour' AS expires_at, '{{}}'::bigint[] AS context
+    now() + interval '1 hour' AS expires_at, ''::bytea AS context
 FROM generate_series(1, {rows:d}) AS n
 """
 MANY = "1 + n % 100"

@@ -2,9 +2,11 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +17,13 @@ from service.config import Config
 from service.errors import IdempotencyConflict
 from service.messages import DecisionRequest
 from service.models import Decision
+from service.packed import CONTEXT
 from service.spool import DECISION, Entry
 from tests import copied
 from tests.loop import Loop, running
 
 FEATURES = [{"kind": "number", "key": "visits", "name": "Visits", "scale": 3}]
-BIG, SMALL = (1 << 63) - 1, (1 << 15) - 1
+BIG, NUMBER, SMALL = (1 << 63) - 1, (1 << 31) - 1, (1 << 15) - 1
 CHANCES = st.lists(st.floats(0, 1), min_size=1, max_size=64)
 
 
@@ -30,18 +33,35 @@ def loop(config: Config, engine: Engine) -> Iterator[Loop]:
         yield made
 
 
-def earlier(body: bytes) -> bytes:
-    """Return a row as the last release but this wrote it into the local log."""
+def as_json(body: bytes) -> bytes:
+    """Return a row as the last release but two wrote it into the local log."""
     row = copied.row(body)
     text = {name: str(row[name]) for name in ("id", "decided_at", "expires_at")}
     text["unit"] = f"\\x{row['unit'].hex()}"
     return json.dumps(row | text, default=str).encode()
 
 
+def with_arrays(body: bytes) -> bytes:
+    """Return a row as the last release but one did: with arrays of PostgreSQL."""
+    simplex, context = (copied.row(body)[name] for name in ("simplex", "context"))
+    begin = 2 + 20 + 8 + 8 + 12 + 20 + 6 + 12
+    end = begin + 4 + 8 * len(simplex)
+    rest = body[end : -4 - 4 * len(context)]
+    return body[:begin] + array(701, "d", simplex) + rest + array(20, "q", context)
+
+
+def array(kind: int, letter: str, values: Sequence[float]) -> bytes:
+    if not values:
+        return struct.pack(">4i", 12, 0, 0, kind)
+    head = struct.pack(">6i", 20 + 12 * len(values), 1, 0, kind, len(values), 1)
+    return head + b"".join(struct.pack(f">i{letter}", 8, one) for one in values)
+
+
 @given(
     st.binary(min_size=16, max_size=16), st.integers(0, (1 << 31) - 1), st.integers(0, BIG),
     st.integers(0, SMALL), CHANCES, st.text().filter(lambda text: "\0" not in text),
-    st.none() | st.binary(min_size=16, max_size=16), st.lists(st.integers(-BIG, BIG), max_size=64),
+    st.none() | st.binary(min_size=16, max_size=16),
+    st.lists(st.integers(-NUMBER, NUMBER), max_size=64),
 )  # fmt: skip
 @settings(deadline=None)
 def test_a_row_has_what_it_was_made_of(
@@ -53,7 +73,8 @@ def test_a_row_has_what_it_was_made_of(
     why = json.dumps({"masked": {"ten": reason}}).encode()
     made = copying.row(
         id, number, number, large, id[::-1], small, large, copying.chosen(chances, 0, chances[0]),
-        copying.said(reason, origin, why), large, at, at, context,
+        copying.said(reason, origin, why), large, at, at,
+        np.array(context, CONTEXT).tobytes(),
     )  # fmt: skip
     row = copied.row(made)
     assert copying.id_of(made) == row["id"].bytes == id
@@ -65,10 +86,14 @@ def test_a_row_has_what_it_was_made_of(
     assert (row["reason"], row["origin"] and row["origin"].bytes) == (reason, origin)
     assert (row["why"], row["decided_at"]) == (json.loads(why), moment)
     assert row["context"] == context
+    assert copying.read(with_arrays(made)) == made == copying.read(made)
 
 
+@pytest.mark.parametrize("earlier", [as_json, with_arrays])
 @pytest.mark.parametrize("changes", [{}, {"sticky_seconds": 900, "features": FEATURES}])
-def test_what_an_earlier_release_left_is_carried(loop: Loop, changes: dict[str, Any]) -> None:
+def test_what_an_earlier_release_left_is_carried(
+    loop: Loop, changes: dict[str, Any], earlier: Callable[[bytes], bytes]
+) -> None:
     loop.launch(**changes)
     loop.decide("ana", "bea", "ana")
     bodies = [body for _, _, body in loop.runtime.spool.after(0, limit=9)]
@@ -98,7 +123,7 @@ def test_a_repeat_of_what_an_earlier_release_kept_gets_its_reply(loop: Loop) -> 
     loop.launch()
     request = DecisionRequest(campaign="spring", unit="ana", request_id="cart-1")
     made = decide.draft(loop.runtime, request, dt.datetime.now(dt.UTC))
-    row = json.loads(earlier(made.entry().body)) | {
+    row = json.loads(as_json(made.entry().body)) | {
         "fingerprint": decide.fingerprint(request, made.unit),
         "told": {
             "arm": made.arm,

@@ -22,11 +22,13 @@ KEEP = 40 * DAY
 ROWS = """
 INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
     propensity, reason, why, decided_at, expires_at)
-SELECT gen_random_uuid(), 1, 1, 1, '\\x00', 0, 1, '{1}', 0, 1, 'policy', '{}', now(), now()
+SELECT gen_random_uuid(), 1, 1, 1, '\\x00', 0, 1, %s, 0, 1, 'policy', '{}', now(), now()
 FROM generate_series(1, 50);
 INSERT INTO outcomes (event_id, campaign_id, decision_id, kind, revenue_minor, occurred_at,
     received_at) SELECT position::text, 1, id, 'purchased', 1, now(), now() FROM decisions
 """
+ROWS, EARLIER = ROWS % "float8send(1)", ROWS % "'{1}'"
+"""The same before simplexes were bytes."""
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_a_log_of_before_becomes_the_first_partition_and_back(empty_database_url
         alembic.set_main_option("script_location", "migrations")
         alembic.attributes["connection"] = connection
         command.upgrade(alembic, "0015")
-        connection.execute(text(ROWS))
+        connection.execute(text(EARLIER))
         connection.commit()
         before = rows(connection)
         command.upgrade(alembic, "0016")
@@ -69,13 +71,13 @@ def test_a_log_of_before_becomes_the_first_partition_and_back(empty_database_url
             Partition("decisions", 0, 100_050),
             Partition("decisions", 100_050, None),
         ]
-        connection.execute(text(ROWS.split(";")[0]))
+        connection.execute(text(EARLIER.split(";")[0]))
         connection.commit()
         both = rows(connection)
         assert [row[0] for row in both[0]] == list(range(1, 101))
         command.downgrade(alembic, "0015")
         assert rows(connection) == both
-        connection.execute(text(ROWS.split(";")[0]))
+        connection.execute(text(EARLIER.split(";")[0]))
         assert connection.scalar(text("SELECT max(position) FROM decisions")) == 150
     made.dispose()
 

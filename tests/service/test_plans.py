@@ -36,7 +36,8 @@ FILL = """
 INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
     propensity, reason, why, decided_at, expires_at)
 SELECT gen_random_uuid(), :campaign + n % 50, 1, 0, substr(sha256(n::text::bytea), 1, 16), n % 2, 7,
-    '{.5,.3,.2}', n % 3, .3, 'policy', '{"masked":{}}', now(), now() + interval '1 hour'
+    float8send(.5) || float8send(.3) || float8send(.2), n % 3, .3, 'policy',
+    '{"masked":{}}', now(), now() + interval '1 hour'
 FROM generate_series(1, 10000) AS n;
 INSERT INTO outcomes (event_id, campaign_id, decision_id, kind, revenue_minor, occurred_at,
     received_at)
