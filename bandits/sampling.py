@@ -32,25 +32,40 @@ def uniform(seed: str | bytes, key: str | bytes) -> float:
     """
     secret = _secret(seed)
     message = key.encode() if isinstance(key, str) else key
-    digest = blake2b(message, key=secret, digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * _UNIT
+    return number(blake2b(message, key=secret, digest_size=8).digest())
 
 
-def keyed(seed: bytes) -> Callable[[bytes], float]:
-    """:func:`uniform` of one seed, as a function of the key: what hangs on the seed is done once.
+def keyed(seed: bytes, prefix: bytes = b"") -> Callable[[bytes], bytes]:
+    """The 8 bytes that :func:`uniform` of one seed and ``prefix + key`` is, as a function of key.
+
+    What hangs on seed and prefix is done once. Such bytes are compared with :func:`below` of a
+    share as the numbers would be with the share, which need not be made of them then.
 
     Raises:
         ValueError: as for :func:`uniform`.
     """
-    uniform(seed, b"")
-    fresh = blake2b(key=seed, digest_size=8).copy
+    started = blake2b(key=_secret(seed), digest_size=8)
+    started.update(prefix)
+    fresh = started.copy
 
-    def number(key: bytes) -> float:
-        hashed = fresh()
-        hashed.update(key)
-        return (int.from_bytes(hashed.digest(), "big") >> 11) * _UNIT
+    def hashed(key: bytes) -> bytes:
+        one = fresh()
+        one.update(key)
+        return one.digest()
 
-    return number
+    return hashed
+
+
+def number(hashed: bytes) -> float:
+    """The number in [0, 1) that 8 bytes of :func:`keyed` are."""
+    return (int.from_bytes(hashed, "big") >> 11) * _UNIT
+
+
+def below(share: float) -> bytes:
+    """The bytes that those of :func:`keyed` are less than where their number is below a share."""
+    # A product with a power of two is exact, and no whole number lies between it and its ceiling.
+    bound = max(math.ceil(share * 2.0**53), 0)
+    return bytes([255] * 9) if bound >= 1 << 53 else (bound << 11).to_bytes(8, "big")
 
 
 def uniforms(seed: str | bytes, keys: Iterable[str | bytes]) -> NDArray[np.float64]:
@@ -88,19 +103,19 @@ def draw(simplex: Sequence[float] | NDArray[np.float64], u: float) -> int:
     return last
 
 
-def sums(simplex: Sequence[float]) -> list[float]:
-    """Cumulative sums of a simplex (A,), for which ``bisect_right(sums, u)`` is :func:`draw`.
+def bounds(simplex: Sequence[float]) -> list[bytes]:
+    """For a simplex (A,), what ``bisect_right(bounds, keyed(seed)(key))`` is :func:`draw` by.
 
-    They are what :func:`draw` adds up, in its order: an arm of probability 0 repeats the sum before
-    it, and so is never the first above ``u``; none lies beyond the last arm that can be drawn.
+    They are :func:`below` of the sums that :func:`draw` adds up, in its order: an arm of
+    probability 0 repeats the bound before it, and so is never the first above; the last arm that
+    can be drawn, and all after it, have one above any number.
 
     Raises:
         ValueError: as for :func:`draw`.
     """
     last = draw(simplex, 1.0)
-    added = list(itertools.accumulate(max(float(p), 0.0) for p in simplex))
-    added[last:] = [math.inf] * (len(added) - last)
-    return added
+    sums = list(itertools.accumulate(max(float(p), 0.0) for p in simplex))
+    return [below(one) for one in sums[:last]] + [below(1.0)] * (len(sums) - last)
 
 
 def draws(simplices: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.int32]:

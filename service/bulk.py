@@ -243,7 +243,7 @@ def kept(
 
     Each batch says where its rows stand among the replies.
     """
-    drafts = [decide.draft(runtime, requests[place], now, place) for place in single]
+    drafts = decide.drafts(runtime, {place: requests[place] for place in single}, now)
     entries = [batch.entry() for _, batch in made] + [one.entry() for one in drafts]
     try:
         stored = runtime.spool.append(entries)

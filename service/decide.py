@@ -21,10 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import orjson
 import structlog
 
 from service import contexts, copying, products, recommended, security
+from service.client.sdk import ONCE
 from service.definition import Offer, RecommendedOffer
 from service.eligibility import segment_of
 from service.errors import IdempotencyConflict, UnknownCampaign
@@ -77,6 +79,15 @@ class Draft:
     """The assignment that an arm is drawn in place of, which the unit cannot keep."""
 
     @property
+    def shares_draw(self) -> bool:
+        """Whether it is drawn in less time with others, and may be.
+
+        Under an id of the caller's own who repeats it elsewhere gets the same in every bit.
+        """
+        id = self.request.request_id
+        return self.campaign.contextual and (id is None or id.startswith(ONCE))
+
+    @property
     def id(self) -> uuid.UUID:
         """The decision's id."""
         return uuid.UUID(bytes=self.key)
@@ -98,8 +109,11 @@ class Draft:
             return 0
         return self.offer.worst_minor() or 0
 
-    def entry(self) -> Entry:
-        """Return the log entry: the row of the table ``decisions``, and what a repeat is told."""
+    def entry(self, text: bytes = b"") -> Entry:
+        """Return the log entry: the row of the table ``decisions``, and what a repeat is told.
+
+        ``text`` is the reply as JSON, where it has been written already.
+        """
         campaign, reserved = self.campaign, self.reserved_minor
         decided = copying.micros(self.decided_at)
         origin = None if self.origin is None else uuid.UUID(self.origin).bytes
@@ -108,16 +122,16 @@ class Draft:
             self.mask, self.choice.row, copying.said(self.reason, origin, self.why()), reserved,
             decided, decided + campaign.offer_micros, self.context.astype(CONTEXT).tobytes(),
         )  # fmt: skip
-        told = self.told()
+        told = self.told(text)
         held = self._reservation() if reserved else None
         return Entry(DECISION, self.key, row, self.assignment, held, bool(told), told)
 
-    def told(self) -> bytes:
+    def told(self, text: bytes = b"") -> bytes:
         """Return what a repeat of the request is told, as JSON; b"" if none can be repeated."""
         mark = self.marked()
         if mark is None:
             return b""
-        return b'{"fingerprint":"%b","reply":%b}' % (mark.encode(), self.json())
+        return b'{"fingerprint":"%b","reply":%b}' % (mark.encode(), text or self.json())
 
     def marked(self) -> str | None:
         """Return the request's `fingerprint`, if it can be repeated."""
@@ -226,22 +240,20 @@ def decide(
     ]
 
 
-def decision_key(campaign: LiveCampaign, request_id: str | None) -> bytes:
+def decision_key(campaign: LiveCampaign, request_id: str | None) -> tuple[bytes, str]:
     """Return the decision's id: a UUIDv8 (RFC 9562) that starts with the campaign's number.
+
+    It comes as bytes, and as text.
 
     Then `security.tick` and random, or derived from the request id: a repeat of that meets the
     decision that was stored first, in this host's spool within a day, and in Postgres for good.
     """
     if request_id is None:
-        return campaign.prefix + security.random_tail()
-    tail = hashlib.blake2b(request_id.encode(), key=campaign.seed, digest_size=12).digest()
-    return campaign.prefix + security.tail(tail)
-
-
-def dashed(key: bytes) -> str:
-    """Return an id as the text of its UUID."""
-    text = key.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        tail, text = security.random_tail()
+        return campaign.prefix + tail, campaign.prefix_text + text
+    hashed = hashlib.blake2b(request_id.encode(), key=campaign.seed, digest_size=12).digest()
+    tail = security.tail(hashed)
+    return campaign.prefix + tail, campaign.prefix_text + security.tail_text(tail)
 
 
 def campaign_number(decision: uuid.UUID) -> int:
@@ -254,10 +266,17 @@ def fingerprint(request: Asked, unit: bytes) -> str:
 
     The unit goes in as its pseudonym: a hash of its plain name could be found by trying names.
     """
-    if isinstance(request, PlainRequest):
-        rest = request.without_unit()
-    else:
-        rest = request.model_dump_json(exclude={"unit"}, exclude_none=True).encode()
+    told = (
+        request.campaign, request.attributes, request.product, request.request_id,
+        request.exclude_arms, request.products,
+    )  # fmt: skip
+    return hashlib.blake2b(msgspec.json.encode(told), key=unit, digest_size=12).hexdigest()
+
+
+def earlier_fingerprint(request: Asked, unit: bytes) -> str:
+    """Return what the last release had for `fingerprint`, in several times the time."""
+    document = request.full() if isinstance(request, PlainRequest) else request
+    rest = document.model_dump_json(exclude={"unit"}, exclude_none=True).encode()
     return hashlib.blake2b(rest, key=unit, digest_size=12).hexdigest()
 
 
@@ -269,7 +288,25 @@ def draft(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Dr
     """
     made = prepared(runtime, request, now, index)
     if made.due:
-        draw(runtime, [made])
+        _draw_alone(runtime, made)
+    return made
+
+
+def drafts(runtime: Host, requests: Mapping[int, Asked], now: dt.datetime) -> list[Draft]:
+    """Make `draft` of each place in a list, drawing together what may be.
+
+    Raises:
+        UnknownCampaign: a request names a campaign that does not exist.
+    """
+    made = [prepared(runtime, request, now, place) for place, request in requests.items()]
+    together: dict[int, list[Draft]] = {}
+    for one in made:
+        if one.due and one.shares_draw:
+            together.setdefault(id(one.campaign), []).append(one)
+        elif one.due:
+            _draw_alone(runtime, one)
+    for some in together.values():
+        draw(runtime, some)
     return made
 
 
@@ -295,25 +332,37 @@ def draw(runtime: Host, drafts: Sequence[Draft]) -> None:
     Where that decides by contexts, simplexes of more than one are computed together, in a fraction
     of the time: they agree with those of each alone to eight digits (`LiveCampaign.draws`).
     """
+    if len(drafts) == 1:
+        return _draw_alone(runtime, drafts[0])
     campaign = drafts[0].campaign
     try:
         choices = campaign.draws(
             [(made.segment, made.mask, made.key, made.context) for made in drafts]
         )
     except FAILURES:
-        if len(drafts) == 1:
-            return _fail(drafts[0])
         for made in drafts:  # one that fails is not the others' concern
-            draw(runtime, [made])
+            _draw_alone(runtime, made)
         return
     for made, choice in zip(drafts, choices, strict=True):
-        made.together = campaign.contextual and len(drafts) > 1
-        try:
-            _take(made, choice)
-            if made.campaign.recommends:
-                _with_products(runtime, made)
-        except FAILURES:
-            _fail(made)
+        made.together = campaign.contextual
+        _serve(runtime, made, choice)
+
+
+def _draw_alone(runtime: Host, made: Draft) -> None:
+    try:
+        choice = made.campaign.draw(made.segment, made.mask, made.key, made.context)
+    except FAILURES:
+        return _fail(made)
+    _serve(runtime, made, choice)
+
+
+def _serve(runtime: Host, made: Draft, choice: Choice) -> None:
+    try:
+        _take(made, choice)
+        if made.campaign.recommends:
+            _with_products(runtime, made)
+    except FAILURES:
+        _fail(made)
 
 
 def _fail(made: Draft) -> None:
@@ -335,10 +384,10 @@ def begun(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Dr
     if campaign is None:
         raise UnknownCampaign(request.campaign, index)
     definition = campaign.definition
-    key = decision_key(campaign, request.request_id)
+    key, name = decision_key(campaign, request.request_id)
     return Draft(
         key,
-        dashed(key),
+        name,
         request,
         campaign,
         runtime.pseudonym(request.unit),
@@ -388,7 +437,7 @@ def _with_products(runtime: Host, made: Draft) -> None:
 def _attributes(runtime: Host, made: Draft) -> Mapping[str, object]:
     """Return what is known: the request first, then the product, the unit's store, the clock."""
     request, definition, now = made.request, made.campaign.definition, made.decided_at
-    if definition.reads <= request.attributes.keys():
+    if made.campaign.told_all(request.attributes):
         return request.attributes
     known = contexts.clock(definition, now) if made.campaign.timed else {}
     stored = runtime.spool.attributes(made.unit) if runtime.catalogue.knows_units else None
@@ -468,7 +517,10 @@ def settle(
 
 
 def _known(made: Draft, row: dict[str, Any], index: int, *, late: bool) -> DecisionReply:
-    if row["fingerprint"] != fingerprint(made.request, made.unit):
+    known = row["fingerprint"]
+    if known != fingerprint(made.request, made.unit) and known != earlier_fingerprint(
+        made.request, made.unit
+    ):
         raise IdempotencyConflict(index)
     reply: dict[str, Any] | None = row.get("reply")
     if reply is None:

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
+from bandits import sampling
 from service.definition import Arm, CampaignDefinition, Rule, Segment
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -66,15 +67,15 @@ def segment_of(definition: CampaignDefinition, attributes: Mapping[str, object])
     return len(definition.segments)
 
 
-def held_out(
-    definition: CampaignDefinition, uniform: Callable[[bytes], float], unit: bytes
-) -> bool:
-    """Tell whether a unit belongs to the holdout: a fixed draw per campaign and unit.
+def holdout(definition: CampaignDefinition, seed: bytes) -> Callable[[bytes], bool]:
+    """Return what tells whether a unit belongs to the holdout: a fixed draw of campaign and unit.
 
-    ``uniform`` is `bandits.sampling.keyed` of the campaign's seed.
+    ``seed`` is the campaign's.
     """
-    share = definition.holdout
-    return share > 0 and uniform(b"holdout" + unit) < share
+    if not definition.holdout > 0:
+        return lambda _: False
+    hashed, least = sampling.keyed(seed, b"holdout"), sampling.below(definition.holdout)
+    return lambda unit: hashed(unit) < least
 
 
 def masked(

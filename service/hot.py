@@ -113,8 +113,7 @@ class Hot:
             return then(None)
         if busy:
             return then(self._decided(made, made.json(), headers, started))
-        if made.due and made.campaign.contextual and request.request_id is None:
-            # Not with a request id: who repeats it elsewhere gets the same in every bit.
+        if made.due and made.shares_draw:
             return self._draw_with_others(_Due(made, headers, started, then))
         if made.due:
             decide.draw(self._runtime, [made])
@@ -165,7 +164,7 @@ class Hot:
             else:
                 self._settle(made, told, headers, started, then)
 
-        self._keep(made.entry(), kept)
+        self._keep(made.entry(text), kept)
 
     def _decided(self, made: decide.Draft, text: bytes, headers: Headers, started: float) -> Answer:
         self._tallied.decision(made.campaign.definition.key, made.arm, made.reason)

@@ -2,15 +2,15 @@
 
 import datetime as dt
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-import pydantic_core
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from service.definition import (
+    MAX_ATTRIBUTES,
     MAX_MINOR,
     Attributes,
     CampaignDefinition,
@@ -63,7 +63,10 @@ class DecisionRequest(Document):
         default=(), description="Arms that must not be served now, for example out of stock."
     )
     request_id: Short | None = Field(
-        default=None, description="Repeating it returns the stored decision (idempotency)."
+        default=None,
+        description="Repeating it returns the stored decision (idempotency). Under one that begins"
+        " with `once-`, for the retries of one call, a decision may be computed together with"
+        " others, in less time; under another it is the same in every bit wherever it is asked.",
     )
     products: Annotated[tuple[Short, ...], Field(max_length=MAX_PRODUCTS)] | None = Field(
         default=None,
@@ -74,14 +77,16 @@ class DecisionRequest(Document):
 
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-_Bounds = msgspec.Meta(ge=-(2**53), le=2**53)
+MAX_NUMBER = 2**53
+_NUMBERS = frozenset((int, float))
+_Bounds = msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)
 _Scalar = (
     bool
     | Annotated[int, _Bounds]
     | Annotated[float, _Bounds]
     | Annotated[str, msgspec.Meta(max_length=500)]
 )
-_Scalars = Annotated[dict[_Text, _Scalar], msgspec.Meta(max_length=64)]
+_Scalars = Annotated[dict[_Text, _Scalar], msgspec.Meta(max_length=MAX_ATTRIBUTES)]
 
 
 class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,16 +119,19 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
     @classmethod
     def of(
         cls, campaign: str, unit: str, attributes: Mapping[str, object],
-        product: str | None, request_id: str | None,
+        product: str | None, request_id: str | None, *, named: bool = False,
     ) -> "PlainRequest | None":  # fmt: skip
-        """Return the request that arguments say plainly, else None; see `read`."""
+        """Return the request that arguments say plainly, else None; see `read`.
+
+        ``named`` says that every attribute has a name that a campaign reads: these are plain.
+        """
         if not (
             _plain_text(unit)
             and (request_id is None or _plain_text(request_id))
             and (product is None or _plain_text(product))
         ):
             return None
-        if attributes:
+        if attributes and not (named and _few_numbers(attributes.values())):
             try:
                 attributes = msgspec.convert({"of": attributes}, _Attributes).of
             except (msgspec.ValidationError, UnicodeEncodeError):
@@ -137,16 +145,6 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
                 return None
         return cls(campaign, unit, attributes, product, request_id)  # type: ignore[arg-type]
 
-    def without_unit(self) -> bytes:
-        """Return the JSON of the same document without its unit and without what is not given."""
-        told: dict[str, object] = {"campaign": self.campaign, "attributes": self.attributes}
-        if self.product is not None:
-            told["product"] = self.product
-        told["exclude_arms"] = ()
-        if self.request_id is not None:
-            told["request_id"] = self.request_id
-        return pydantic_core.to_json(told)
-
     def full(self) -> DecisionRequest:
         """Return the same as the document that it is."""
         return DecisionRequest.model_construct(
@@ -156,6 +154,17 @@ class PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
             product=self.product,
             request_id=self.request_id,
         )
+
+
+def _few_numbers(values: Collection[Any]) -> bool:
+    """Tell whether these are numbers that may be told, none of them NaN, and not too many."""
+    return (
+        len(values) <= MAX_ATTRIBUTES
+        and _NUMBERS.issuperset(map(type, values))
+        and max(values) <= MAX_NUMBER
+        and min(values) >= -MAX_NUMBER
+        and (total := sum(values)) == total
+    )
 
 
 class _Attributes(msgspec.Struct):

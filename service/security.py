@@ -85,6 +85,12 @@ def tail(data: bytes) -> bytes:
     return data[:2] + version + data[3:4] + variant + data[5:]
 
 
+def tail_text(tail: bytes) -> str:
+    """Return the same 12 bytes as a UUID has them in its text, after its first eight digits."""
+    text = tail.hex()
+    return f"{text[:4]}-{text[4:8]}-{text[8:12]}-{text[12:]}"
+
+
 def tick() -> bytes:
     """Return two bytes that count 8 seconds, for ids to begin with where nothing hangs on them.
 
@@ -103,10 +109,10 @@ class _Tails:
 
     def clear(self) -> None:
         """Forget what is left: a forked process must not hand out the same."""
-        self._ready: list[bytes] = []
+        self._ready: list[tuple[bytes, str]] = []
 
-    def take(self) -> bytes:
-        """Return one; none is handed out twice, to whatever thread."""
+    def take(self) -> tuple[bytes, str]:
+        """Return one, as bytes and as `tail_text`; none is handed out twice, to whatever thread."""
         try:
             return self._ready.pop()
         except IndexError:
@@ -114,13 +120,14 @@ class _Tails:
             self._ready += others
             return first
 
-    def _made(self) -> list[bytes]:
+    def _made(self) -> list[tuple[bytes, str]]:
         data = bytearray(os.urandom(TAIL_BYTES * TAILS))
         for place, byte in enumerate(tick()):
             data[place::TAIL_BYTES] = bytes([byte]) * TAILS
         data[2::TAIL_BYTES] = data[2::TAIL_BYTES].translate(_VERSION_8)
         data[4::TAIL_BYTES] = data[4::TAIL_BYTES].translate(_VARIANT)
-        return [bytes(data[at : at + TAIL_BYTES]) for at in range(0, len(data), TAIL_BYTES)]
+        tails = [bytes(data[at : at + TAIL_BYTES]) for at in range(0, len(data), TAIL_BYTES)]
+        return [(tail, tail_text(tail)) for tail in tails]
 
 
 random_tail = _Tails().take

@@ -8,6 +8,7 @@ import bisect
 import copy
 import datetime as dt
 import functools
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from bandits import artefact, sampling, simplex
 from bandits.types import Contexts
 from service import contexts, copying
 from service.definition import AUTO, CampaignDefinition
-from service.eligibility import State, held_out, mask_bits, masked, state_at
+from service.eligibility import State, holdout, mask_bits, masked, state_at
 
 MAX_SIMPLEXES = 10_000
 TOGETHER = 1e-8
@@ -74,7 +75,7 @@ class _Drawn:
     """Choices from one simplex, which decisions without a context share."""
 
     def __init__(self, chances: tuple[float, ...]) -> None:
-        self.sums = sampling.sums(chances)
+        self.bounds = sampling.bounds(chances)
         self.choices = [Choice(arm, chance, chances) for arm, chance in enumerate(chances)]
 
 
@@ -147,11 +148,12 @@ class LiveCampaign:
         self._simplexes: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._drawn: dict[tuple[int, int], _Drawn] = {}
         self._eligible: dict[int, tuple[NDArray[np.bool_], Callable[[Any], Any]]] = {}
-        self._uniform = sampling.keyed(seed)
-        self._holds_out = definition.holdout > 0
+        self._hashed = sampling.keyed(seed)
+        self.held_out = holdout(definition, seed)
         self.encode = contexts.Encoder(definition)
         self.default = definition.default_index
         self.prefix = id.to_bytes(4, "big")  # of the ids of all its decisions
+        self.prefix_text = f"{self.prefix.hex()}-"
         self._certain = [
             Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
             for arm in self.range_of_arms
@@ -162,6 +164,7 @@ class LiveCampaign:
         self._offers: dict[tuple[int, int], str] = {}
         self._documents: dict[tuple[int, int], dict[str, Any]] = {}
         self.timed = not definition.reads.isdisjoint((*contexts.CLOCK, *contexts.HOLIDAYS))
+        self._reads = operator.itemgetter(*definition.reads) if definition.reads else None
         self._endless = definition.ends_at is None
         self.shared = _shared(definition)
         # Which arms are eligible hangs on the segment alone, unless a request excludes some.
@@ -249,6 +252,15 @@ class LiveCampaign:
         other.state, other.killed = state, killed
         return other
 
+    def told_all(self, attributes: Mapping[str, object]) -> bool:
+        """Tell whether everything is among these that its rules and features read."""
+        try:
+            if self._reads is not None:
+                self._reads(attributes)
+        except KeyError:
+            return False
+        return True
+
     def state_at(self, now: dt.datetime) -> str:
         """Return the state now, or ``killed``."""
         if self.killed:
@@ -331,7 +343,7 @@ class LiveCampaign:
         """Return the arm that the key draws: the same inputs always draw the same arm."""
         if self.contextual:
             chances = tuple(self.simplex(segment, mask, context).tolist())
-            arm = sampling.draw(chances, self._uniform(key))
+            arm = sampling.draw(chances, sampling.number(self._hashed(key)))
             return Choice(arm, chances[arm], chances)
         drawn = self._drawn.get((segment, mask))
         if drawn is None:
@@ -339,7 +351,7 @@ class LiveCampaign:
                 self._drawn.clear()
             drawn = _Drawn(tuple(self.simplex(segment, mask, context).tolist()))
             self._drawn[segment, mask] = drawn
-        return drawn.choices[bisect.bisect_right(drawn.sums, self._uniform(key))]
+        return drawn.choices[bisect.bisect_right(drawn.bounds, self._hashed(key))]
 
     def draws(self, asked: Sequence[tuple[int, int, bytes, contexts.Context]]) -> list[Choice]:
         """Return what `draw` does for each, from simplexes that are computed together.
@@ -352,18 +364,14 @@ class LiveCampaign:
         rows = self.simplexes(np.array(segments), np.array(masks), np.array(found)).tolist()
         drawn = []
         for key, chances in zip(keys, rows, strict=True):
-            arm = sampling.draw(chances, self._uniform(key))
+            arm = sampling.draw(chances, sampling.number(self._hashed(key)))
             drawn.append(Choice(arm, chances[arm], tuple(chances)))
         return drawn
 
     def drawn_from(self, logged: tuple[float, ...], computed: Choice, key: bytes) -> Choice:
         """Return a simplex as computed by itself, with the arm that the key draws from another."""
-        arm = sampling.draw(logged, self._uniform(key))
+        arm = sampling.draw(logged, sampling.number(self._hashed(key)))
         return Choice(arm, computed.simplex[arm], computed.simplex)
-
-    def held_out(self, unit: bytes) -> bool:
-        """Tell whether a unit belongs to the holdout."""
-        return self._holds_out and held_out(self.definition, self._uniform, unit)
 
     def certain(self, arm: int) -> Choice:
         """Return an arm that was not drawn: it had probability one."""

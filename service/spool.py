@@ -26,7 +26,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -50,6 +50,7 @@ PRUNE_ROWS = 20_000
 INDEX_BYTES = 4 << 20
 FORGET_SECONDS = 0.2
 RECORD_BYTES = 16 << 10
+LOOKED_UP = 256
 SHIP_BYTES = 8 << 20
 WAL_BYTES = 64 << 20  # what a burst may leave of SQLite's write-ahead log
 
@@ -101,7 +102,8 @@ SELECT unit, attributes FROM places
 CROSS JOIN customers ON unit = substr(?2, 16 * place + 1, 16)
 """
 """Units come as one string of bytes: a statement for each takes ten times as long."""
-KNOWN = "SELECT segment, offset, number FROM known WHERE kind = ? AND id = ?"
+KNOWN = "SELECT id, segment, offset, number FROM known WHERE kind = ? AND id IN ({})"
+"""With as many marks as there are ids: of many, each is found in a third of the time of one."""
 FORGET_LOG = """
 DELETE FROM known; UPDATE budgets SET reserved = 0;
 UPDATE indexed SET segment = 0, offset = 0, number = 0;
@@ -220,6 +222,7 @@ def _entry(payload: bytes) -> Entry:
     return _decode(payload).entry
 
 
+_Places = dict[tuple[int, bytes], Place]
 Then = Callable[[list[Stored] | SpoolError], object]
 
 
@@ -684,8 +687,13 @@ class Spool:
         try:
             with self._log.locked():
                 self._catch_up()
+                entries = [entry for job in group for entry in job.entries]
                 with self._tail_lock:
-                    told = [[self._accept(e, now, payloads) for e in job.entries] for job in group]
+                    stored = self._stored(entries)
+                    told = [
+                        [self._accept(e, now, payloads, stored) for e in job.entries]
+                        for job in group
+                    ]
                 if payloads:
                     self._end = self._log.append(self._end, payloads)
             # Also for entries of other processes that we have seen and told of.
@@ -717,9 +725,9 @@ class Spool:
                     if not record.payload.startswith(PLAIN):
                         self._tail.learn(record.number, _entry(record.payload))
 
-    def _accept(self, entry: Entry, now: float, payloads: list[bytes]) -> Stored:
+    def _accept(self, entry: Entry, now: float, payloads: list[bytes], stored: _Places) -> Stored:
         """Add an entry's payload, unless it is known or somebody was quicker."""
-        if entry.unique and (known := self._known(entry)) is not None:
+        if entry.unique and (known := self._known(entry, stored)) is not None:
             return known
         if (made := entry.assignment) is not None:
             live = self.assignment(made.campaign, made.unit, now)
@@ -733,19 +741,36 @@ class Spool:
         payloads.append(_payload(_Kept(now, entry)))
         return FRESH
 
-    def _known(self, entry: Entry) -> Stored | None:
+    def _stored(self, entries: Sequence[Entry]) -> _Places:
+        """Return where in the log the tables know ids of these entries to be: all by one look."""
+        wanted = defaultdict[int, list[bytes]](list)
+        for entry in entries:
+            if entry.unique:
+                wanted[entry.kind].append(entry.id)
+        found: _Places = {}
+        for kind, ids in wanted.items():
+            for begin in range(0, len(ids), LOOKED_UP):
+                some = ids[begin : begin + LOOKED_UP]
+                # Few lengths: each statement has to be prepared once.
+                some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
+                query = KNOWN.format(", ".join("?" * len(some)))
+                rows = self._reader.execute(query, (kind, *some))
+                found |= {(kind, id): Place(*place) for id, *place in rows}
+        return found
+
+    def _known(self, entry: Entry, stored: _Places) -> Stored | None:
         """Return what was stored under an entry's id before, if there is anything."""
         newest = self._tail.known(entry.kind, entry.id)
         if newest is not None:
             return Stored(known=newest)
-        row = self._reader.execute(KNOWN, (entry.kind, entry.id)).fetchone()
-        if row is None:
+        place = stored.get((entry.kind, entry.id))
+        if place is None:
             return None
         with self._for_reading() as log:
-            records, _ = log.read(Place(*row), most=RECORD_BYTES)
-        if not records or records[0].number != row[2]:
+            records, _ = log.read(place, most=RECORD_BYTES)
+        if not records or records[0].number != place.number:
             return None  # it is in Postgres, and older than the idempotency window
-        return Stored(known=_entry(records[0].payload).known, number=row[2])
+        return Stored(known=_entry(records[0].payload).known, number=place.number)
 
     def _committed(self, campaign: int) -> int:
         number, stored = self._reader.execute(COMMITTED, (campaign,)).fetchone()

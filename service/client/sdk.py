@@ -21,6 +21,9 @@ from service.client.transport import (
 Kind = Literal["exposed", "clicked", "purchased", "returned"]
 Row = TypeVar("Row")
 MAX_LIST = 1000
+ONCE = "once-"
+"""How a request id begins that serves the retries of one call, and that nobody will ask elsewhere
+in order to compare: such decisions may be computed together with others, in less time."""
 _RETRIED = frozenset((408, 429, 500, 502, 503, 504))
 _log = logging.getLogger("barter.client")
 # Nothing is printed unless the application sets up logging.
@@ -168,7 +171,7 @@ class Client:
                 the unit.
             exclude_arms: arms that must not be served now, for example out of stock.
             request_id: repeat it and you get the stored decision again. A fresh one is made when
-                left out, so that the retries within this call are safe.
+                left out, which begins with `ONCE`, so that the retries within this call are safe.
             product: the product that it is about, by its identifier in Barter's catalogue.
             default_arm: instead of the client's, for this call.
             products: ids of the products that may be offered, at most 200, for example those on
@@ -314,7 +317,7 @@ def _asked(ask: Ask) -> dict[str, Any]:
     document: dict[str, Any] = {
         "campaign": ask.campaign,
         "unit": ask.unit,
-        "request_id": ask.request_id or uuid.uuid4().hex,
+        "request_id": ask.request_id or ONCE + uuid.uuid4().hex,
     }
     if ask.attributes:
         document["attributes"] = dict(ask.attributes)

@@ -32,7 +32,6 @@ from service.errors import BarterError
 from service.local.feed import Feed
 from service.messages import DecisionReply, DecisionRequest, OutcomeRequest, PlainRequest
 from service.runtime import Host
-from service.snapshots import LiveCampaign
 from service.spool import DECISION, FRESH, Entry, SpoolError, Stored
 from service.validation import validate
 
@@ -147,16 +146,16 @@ class LocalClient:
     ) -> Decision:
         """Return the arm for one unit; arguments as for `Client.decide`."""
         told = attributes or {}
-        live = self._host.catalogue.campaign(campaign)
         try:
-            if live is None or live.shared or not _all_told(live, told):
-                return self._server.decide(
-                    campaign, unit, told, exclude_arms=exclude_arms, request_id=request_id,
-                    product=product, products=products,
-                )  # fmt: skip
-            return self._kept(
-                self._drafted(campaign, unit, told, exclude_arms, request_id, product, products)
-            )
+            made = self._drafted(
+                campaign, unit, told, exclude_arms, request_id, product, products
+            )  # fmt: skip
+            if made is not None:
+                return self._kept(made)
+            return self._server.decide(
+                campaign, unit, told, exclude_arms=exclude_arms, request_id=request_id,
+                product=product, products=products,
+            )  # fmt: skip
         except ClientError as error:
             if self._raise:
                 raise
@@ -168,11 +167,9 @@ class LocalClient:
         found: dict[int, Decision] = {}
         drafts: list[tuple[int, Draft]] = []
         for place, ask in enumerate(given):
-            live = self._host.catalogue.campaign(ask.campaign)
-            if live is None or live.shared or not _all_told(live, ask.attributes):
-                continue
             try:
-                drafts.append((place, self._drafted(*ask)))
+                if (made := self._drafted(*ask)) is not None:
+                    drafts.append((place, made))
             except ClientError as error:
                 if self._raise:
                     raise
@@ -302,13 +299,26 @@ class LocalClient:
         self, campaign: str, unit: str, attributes: Mapping[str, Any],
         exclude_arms: Sequence[str], request_id: str | None, product: str | None,
         products: Sequence[str] | None,
-    ) -> Draft:  # fmt: skip
-        """Decide here; the arguments are those of `Ask`. Raises `ClientError` if that cannot be."""
+    ) -> Draft | None:  # fmt: skip
+        """Decide here; the arguments are those of `Ask`. None where the server has to be asked.
+
+        Raises:
+            ClientError: it cannot be decided, here or there.
+        """
+        live = self._host.catalogue.campaign(campaign)
+        if live is None or live.shared:
+            return None
+        reads, every = live.definition.reads, live.told_all(attributes)
+        if not every and reads - attributes.keys() - BY_THE_CLOCK:
+            return None  # it may be stored at the server
         if self._feed.age(campaign) > self._stale_seconds:
             raise UnavailableError(f"nothing was heard of {campaign} for too long")
         request: Asked | None = None
         if not exclude_arms and products is None:
-            request = PlainRequest.of(campaign, unit, attributes, product, request_id)
+            named = every and len(attributes) == len(reads)
+            request = PlainRequest.of(
+                campaign, unit, attributes, product, request_id, named=named
+            )  # fmt: skip
         if request is None:
             ask = Ask(campaign, unit, attributes, exclude_arms, request_id, product, products)
             request = _document(ask)
@@ -383,14 +393,6 @@ class LocalClient:
             is_default=True,
             error=str(error),
         )
-
-
-def _all_told(live: LiveCampaign, attributes: Mapping[str, Any]) -> bool:
-    """Whether nothing that the campaign reads can be stored at the server only."""
-    reads = live.definition.reads
-    if not reads or reads <= attributes.keys():
-        return True
-    return reads - attributes.keys() <= BY_THE_CLOCK
 
 
 def _plain(made: Draft) -> bool:

@@ -1,6 +1,7 @@
 """The sampler: replayable, the same in both forms, and never an arm of probability zero."""
 
 import bisect
+import math
 
 import numpy as np
 import pytest
@@ -52,18 +53,27 @@ def test_rounding_and_nonsense() -> None:
 
 def test_what_is_prepared_once_gives_the_same_numbers_and_arms() -> None:
     rng = np.random.default_rng(9)
-    number = sampling.keyed(b"seed")
+    hashed, after = sampling.keyed(b"seed"), sampling.keyed(b"seed", b"prefix")
     for arms in (1, 2, 10, 50):
         p = rng.dirichlet(np.ones(arms)) * (rng.random(arms) < 0.7)
         p[rng.integers(arms)] += 0.1
-        sums = sampling.sums(p.tolist())
+        bounds = sampling.bounds(p.tolist())
         for turn in range(500):
             key = turn.to_bytes(4, "big")
-            u = number(key)
+            u = sampling.number(hashed(key))
             assert u == sampling.uniform(b"seed", key)
-            assert bisect.bisect_right(sums, u) == sampling.draw(p, u)
-        assert bisect.bisect_right(sums, 1.0 - 2.0**-53) == sampling.draw(p, 1.0 - 2.0**-53)
+            assert bisect.bisect_right(bounds, hashed(key)) == sampling.draw(p, u)
+            assert sampling.number(after(key)) == sampling.uniform(b"seed", b"prefix" + key)
+        for edge in (0.0, *np.cumsum(p).tolist(), 1.0):
+            for bits in (math.ceil(edge * 2**53) + step for step in (-2, -1, 0, 1)):
+                if 0 <= bits < 1 << 53:
+                    bytes_ = (bits << 11 | 5).to_bytes(8, "big")
+                    u = sampling.number(bytes_)
+                    assert bisect.bisect_right(bounds, bytes_) == sampling.draw(p, u)
+                    assert (bytes_ < sampling.below(edge)) == (u < edge)
+    assert sampling.below(0.0) == sampling.below(-1.0) == bytes(8)
+    assert sampling.below(1.0) == sampling.below(7.0) > b"\xff" * 8
     with pytest.raises(ValueError, match="positive"):
-        sampling.sums([0.0, 0.0])
+        sampling.bounds([0.0, 0.0])
     with pytest.raises(ValueError, match="seed"):
         sampling.keyed(b"")

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 Request = tuple[str, str | bytes, dict[str, str]]
 """Path, body and headers of a POST."""
+FRESH = "f" * 32
+"""Where a body has this, each request has another number in its place."""
 READ_BYTES = 1 << 16
 TICK_SECONDS = 0.001
 TIMEOUT_SECONDS = 60.0
@@ -115,7 +117,7 @@ class _Asking:
 
 def closed(port: int, request: Request, *, connections: int, seconds: float) -> Sample:
     """Ask without a pause on so many connections."""
-    asking = _Asking(port, itertools.repeat(_raw(request)), connections)
+    asking = _Asking(port, _repeated(request), connections)
     used, ends = time.process_time(), time.perf_counter() + seconds
     while (now := time.perf_counter()) < ends:
         while asking.idle:
@@ -136,6 +138,15 @@ def opened(port: int, *requests: Request, connections: int, seconds: float, rate
         # No shorter: it would wake for every request, and take of the machine what it measures.
         asking.wait(max(TICK_SECONDS, start + asked / rate - now) if asking.idle else 1.0)
     return _sample(asking, seconds, time.process_time() - used)
+
+
+def _repeated(request: Request) -> Iterator[bytes]:
+    raw = _raw(request)
+    before, fresh, after = raw.partition(FRESH.encode())
+    if not fresh:
+        return itertools.repeat(raw)
+    numbers = itertools.count(int.from_bytes(os.urandom(12), "big"))
+    return (b"%b%032x%b" % (before, number, after) for number in numbers)
 
 
 def _raw(request: Request) -> bytes:

@@ -1,7 +1,8 @@
 """How many durable decisions a second, beside an empty Flask view under the same server.
 
-Decisions are asked of four campaigns: one without features, one that declares eight and logs them,
-one that chooses by them, and one whose arms have rules on the product that every request names.
+Decisions are asked of five campaigns: one without features, one that declares eight and logs them,
+two that choose by eight and by 64, and one whose arms have rules on the product that every request
+names; of two of them once more under an id of the SDK's making, a new one each time.
 The empty view is served as Barter's pages are, and once more by Granian's WSGI. All are
 asked by one generator over keep-alive connections (`tests.bench.load`), in turns, in one run, first
 as fast as they answer, then the plain ones at half of that. With few connections a durable decision
@@ -36,6 +37,7 @@ from flask import Flask
 from sqlalchemy import func, update
 
 from service import campaigns, db, keys, webserver
+from service.client.sdk import ONCE
 from service.config import Acknowledge, Config
 from service.imports import load as stored
 from service.listener import INHERITED, MAX_CONNECTIONS
@@ -47,6 +49,7 @@ from tests.loop import DEFINITION, definition
 
 FEATURES, WIDE = 8, 64
 PRODUCTS = 10_000
+AS_SDK = "{}, as the SDK asks"
 PLAIN, EMPTY = "durable decision", "empty view"
 WORKERS = 2
 PAUSE_SECONDS = 2.0
@@ -176,21 +179,16 @@ def requests(key: str) -> dict[str, Request]:
     def attributes(count: int) -> dict[str, int]:
         return {f"visits_{place}": place % 7 for place in range(count)}
 
-    return {
-        name: (
-            "/v1/decisions",
-            json.dumps(
-                {
-                    "campaign": changes["key"],
-                    "unit": "ana",
-                    "product": "p77",
-                    "attributes": attributes(max(FEATURES, changes.get("features", 0))),
-                }
-            ),
-            headers,
-        )
-        for name, changes in CAMPAIGNS.items()
-    }
+    made: dict[str, Request] = {}
+    for name, changes in CAMPAIGNS.items():
+        width = max(FEATURES, changes.get("features", 0))
+        asked = {"campaign": changes["key"], "unit": "ana", "product": "p77",
+                 "attributes": attributes(width)}  # fmt: skip
+        made[name] = ("/v1/decisions", json.dumps(asked), headers)
+        if changes["key"] in ("plain", "wide"):
+            asked["request_id"] = ONCE + load.FRESH
+            made[AS_SDK.format(name)] = ("/v1/decisions", json.dumps(asked), headers)
+    return made
 
 
 def best(port: int, request: Request, connections: Sequence[int], *, seconds: float) -> Sample:
@@ -265,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(row(f"{name}, at half of that", samples))
     for other in (EMPTY, WSGI):
         print(f"\n{PLAIN} ÷ {other}: {ratio(found, PLAIN, other):.2f}")
-    for name in CAMPAIGNS:
+    for name in asked:
         if name != PLAIN:
             print(f"{name} ÷ {PLAIN}: {ratio(found, name, PLAIN):.2f},"
                   f" ÷ {EMPTY}: {ratio(found, name, EMPTY):.2f}")  # fmt: skip

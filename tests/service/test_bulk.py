@@ -206,6 +206,36 @@ def test_what_is_looked_up_one_by_one_is_answered_in_its_place(loop: Loop) -> No
         bulk.answer(loop.runtime, [asked[1], bad])
 
 
+def test_ids_of_the_sdk_in_a_list_are_drawn_together(loop: Loop) -> None:
+    """And looked up as any other; under an id of the caller's each is what it is alone."""
+    loop.launch(features=FEATURES, **POLICIES["linear_thompson"])
+    loop.shop(30)
+    loop.carry()
+    loop.learn(loop.live.id)
+    loop.carry()
+    rng = random.Random(5)
+    told = [attributes(rng) for _ in range(40)]
+    requests = [
+        DecisionRequest(campaign="spring", unit=f"u{n}", attributes=known,
+                        request_id=f"{'once' if n % 2 else 'cart'}-{n}")
+        for n, known in enumerate(told)
+    ]  # fmt: skip
+    first = bulk.answer(loop.runtime, requests).documents()
+    assert bulk.answer(loop.runtime, requests).documents() == first
+    loop.carry()
+    with loop.engine.connect() as connection:
+        query = select(Decision.__table__).order_by(Decision.position.desc()).limit(len(told))
+        rows = {row.id: row for row in connection.execute(query)}
+    for n, (request, text) in enumerate(zip(requests, first, strict=True)):
+        row = rows[uuid.UUID(orjson.loads(text)["decision_id"])]
+        assert bool(row.why.get("together")) == bool(n % 2)
+        alone = decide.draft(loop.runtime, request, NOW)
+        assert alone.key == row.id.bytes
+        assert list(alone.choice.simplex) == pytest.approx(row.simplex, abs=TOGETHER)
+        if not n % 2:
+            assert (list(alone.choice.simplex), alone.choice.arm) == (row.simplex, row.arm)
+
+
 def test_a_full_disk_gives_all_the_default_arm(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     loop.launch(policy={"name": "linear_thompson"}, features=FEATURES)
 

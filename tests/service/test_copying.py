@@ -124,7 +124,7 @@ def test_a_repeat_of_what_an_earlier_release_kept_gets_its_reply(loop: Loop) -> 
     request = DecisionRequest(campaign="spring", unit="ana", request_id="cart-1")
     made = decide.draft(loop.runtime, request, dt.datetime.now(dt.UTC))
     row = json.loads(as_json(made.entry().body)) | {
-        "fingerprint": decide.fingerprint(request, made.unit),
+        "fingerprint": decide.earlier_fingerprint(request, made.unit),
         "told": {
             "arm": made.arm,
             "offer": made.offer.model_dump(),

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from bandits import artefact, sampling
+from bandits import artefact
 from bandits.types import Batch, Contexts
 from service.definition import CampaignDefinition
-from service.eligibility import held_out, mask_bits, masked
+from service.eligibility import holdout, mask_bits, masked
 from service.models import Campaign, CampaignRevision, Decision, Outcome, Reward, Snapshot
 from service.outcomes import Credit, Event, credit
 from service.reports import CSV_COLUMNS, Report, campaign_report, estimates, help_texts, log
@@ -136,7 +136,7 @@ class Shop:
         id, unit = uuid.UUID(bytes=self.rng.bytes(16)), self.rng.bytes(16)
         segment = int(self.rng.integers(len(self.conversion)))
         mask = mask_bits(self.definition, masked(self.definition, segment, [], {}))
-        held = held_out(self.definition, sampling.keyed(SEED), unit)
+        held = holdout(self.definition, SEED)(unit)
         choice = live.certain(0) if held else live.draw(segment, mask, id.bytes)
         if not held:
             self.regret += self.value[segment].max() - self.value[segment, choice.arm]

@@ -7,15 +7,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service import segments
 from service.spool import (
     DECISION,
+    FRESH,
     OUTCOME,
     Assignment,
     Entry,
@@ -101,6 +105,33 @@ def test_what_is_known_is_known_to_every_process(data_folder: Path, *, indexed: 
     assert first.committed(1) == second.committed(1) == 100
     first.close()
     second.close()
+
+
+def numbered(n: int, body: bytes, other: int = 0) -> Entry:
+    return Entry(OUTCOME if (n + other) % 2 else DECISION, b"%d" % n, body)
+
+
+@given(st.sets(st.integers(0, 999), max_size=700))
+@settings(deadline=None, max_examples=20)
+def test_many_ids_are_looked_up_at_once(again: set[int]) -> None:
+    """Of two kinds, some of them known, and in another group of other numbers every time."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        first, second = Spool(Path(folder)), Spool(Path(folder))
+        entries = [numbered(n, b"%d" % n) for n in range(500)]
+        first.append(entries)
+        while first.index():
+            pass
+        asked = [numbered(n, b"other") for n in sorted(again)]
+        # Under the other kind nobody has used these.
+        wrong = [numbered(n, b"new", 1) for n in sorted(again)]
+        told = second.append([*asked, *wrong])
+        number = {n: place for place, n in enumerate(range(500), start=1)}
+        assert told[: len(asked)] == [
+            Stored(known=b"%d" % n, number=number[n]) if n < 500 else FRESH for n in sorted(again)
+        ]
+        assert told[len(asked) :] == [FRESH] * len(wrong)
+        first.close()
+        second.close()
 
 
 def test_only_what_was_shipped_and_is_old_is_forgotten(
