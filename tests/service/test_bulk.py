@@ -220,8 +220,8 @@ def test_ids_of_the_sdk_in_a_list_are_drawn_together(loop: Loop) -> None:
                         request_id=f"{'once' if n % 2 else 'cart'}-{n}")
         for n, known in enumerate(told)
     ]  # fmt: skip
-    first = bulk.answer(loop.runtime, requests).documents()
-    assert bulk.answer(loop.runtime, requests).documents() == first
+    first = bulk.answer(loop.runtime, requests, now=NOW).documents()
+    assert bulk.answer(loop.runtime, requests, now=NOW).documents() == first
     loop.carry()
     with loop.engine.connect() as connection:
         query = select(Decision.__table__).order_by(Decision.position.desc()).limit(len(told))
