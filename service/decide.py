@@ -40,6 +40,7 @@ Asked = DecisionRequest | PlainRequest
 RANDOMISED = ("policy", "sticky")
 """Reasons that policies learn from: a sticky repeat has its draw's propensity, its own reward."""
 TRIES = 5
+NOTHING_MASKED: Mapping[str, str] = {}
 FAILURES = (SpoolError, ValueError, ArithmeticError)
 """What can be wrong with our disk, or with a policy's state: a checkout gets an answer anyhow."""
 log = structlog.get_logger()
@@ -168,17 +169,17 @@ class Draft:
 
     def unavailable(self) -> "Draft":
         """Return the campaign's default arm instead: what is drawn was not kept."""
-        choice = self.campaign.certain(self.campaign.default)
+        choice = self.campaign.fallback
         return replace(self, choice=choice, reason="unavailable", products=())
 
     @property
     def arm(self) -> str:
         """The key of the arm that was chosen."""
-        return self.campaign.definition.arms[self.choice.arm].key
+        return self.campaign.arm_keys[self.choice.arm]
 
     @property
     def _segment(self) -> str:
-        return self.campaign.definition.segment_keys[self.segment]
+        return self.campaign.segment_keys[self.segment]
 
     @property
     def _served(self) -> str:
@@ -369,7 +370,7 @@ def _fail(made: Draft) -> None:
     """Serve the default arm: whatever is wrong with our disk or a policy's state, it is served."""
     log.exception("default_arm_served", campaign=made.campaign.definition.key)
     made.segment = segment_of(made.campaign.definition, made.request.attributes)
-    made.choice = made.campaign.certain(made.campaign.default)
+    made.choice = made.campaign.fallback
     made.reason, made.products = "unavailable", ()
     made.due = made.together = False
 
@@ -383,19 +384,11 @@ def begun(runtime: Host, request: Asked, now: dt.datetime, index: int = 0) -> Dr
     campaign = runtime.catalogue.campaign(request.campaign)
     if campaign is None:
         raise UnknownCampaign(request.campaign, index)
-    definition = campaign.definition
     key, name = decision_key(campaign, request.request_id)
     return Draft(
-        key,
-        name,
-        request,
-        campaign,
-        runtime.pseudonym(request.unit),
-        len(definition.segments),
-        campaign.certain(campaign.default),
-        now,
-        campaign.version,
-    )
+        key, name, request, campaign, runtime.pseudonym(request.unit), campaign.elsewhere,
+        campaign.fallback, now, campaign.version, masked=NOTHING_MASKED, context=contexts.NOTHING,
+    )  # fmt: skip
 
 
 def _choose(runtime: Host, made: Draft) -> bool:

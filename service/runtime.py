@@ -52,19 +52,19 @@ class Pseudonyms:
         self.key = key
         block = key.ljust(64, b"\0") if len(key) <= 64 else hashlib.sha256(key).digest()
         block = block.ljust(64, b"\0")
-        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
-        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block)).copy
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block)).copy
 
     def __call__(self, unit: str) -> bytes:
         """Return the pseudonym of a unit."""
-        inner, outer = self._inner.copy(), self._outer.copy()
+        inner, outer = self._inner(), self._outer()
         inner.update(unit.encode())
         outer.update(inner.digest())
         return outer.digest()[:16]
 
     def many(self, units: Iterable[str]) -> list[bytes]:
         """Return the pseudonyms of many units, each in less time."""
-        inner_copy, outer_copy = self._inner.copy, self._outer.copy
+        inner_copy, outer_copy = self._inner, self._outer
         names = []
         for unit in units:
             inner, outer = inner_copy(), outer_copy()

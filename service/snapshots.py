@@ -158,11 +158,15 @@ class LiveCampaign:
             Choice(arm, 1.0, tuple(float(place == arm) for place in self.range_of_arms))
             for arm in self.range_of_arms
         ]
+        self.fallback = self._certain[self.default]
+        self.elsewhere = len(definition.segments)  # of units that are in no segment
         self.recommends = definition.recommends
         self.offer_lasts = dt.timedelta(seconds=definition.offer_seconds)
         self.offer_micros = definition.offer_seconds * 1_000_000
         self._offers: dict[tuple[int, int], str] = {}
         self._documents: dict[tuple[int, int], dict[str, Any]] = {}
+        self.key, self.segment_keys = definition.key, definition.segment_keys
+        self.arm_keys = [arm.key for arm in definition.arms]
         self.timed = not definition.reads.isdisjoint((*contexts.CLOCK, *contexts.HOLIDAYS))
         self._reads = operator.itemgetter(*definition.reads) if definition.reads else None
         self._endless = definition.ends_at is None

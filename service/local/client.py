@@ -423,17 +423,12 @@ def _entry(made: Draft) -> Entry:
 
 def _decision(made: Draft) -> Decision:
     campaign, segment, choice = made.campaign, made.segment, made.choice
+    arm = choice.arm
     return Decision(
-        made.name,
-        campaign.definition.key,
-        made.arm,
-        campaign.offer_document(segment, choice.arm),
-        choice.propensity,
-        made.reason,
-        campaign.definition.segment_keys[segment],
-        made.snapshot,
-        made.expires_at,
-    )
+        made.name, campaign.key, campaign.arm_keys[arm], campaign.offer_document(segment, arm),
+        choice.propensity, made.reason, campaign.segment_keys[segment], made.snapshot,
+        made.decided_at + campaign.offer_lasts,
+    )  # fmt: skip
 
 
 def _replied(reply: DecisionReply) -> Decision:
