@@ -35,7 +35,9 @@ BLOCK = 1600
 FEW = 48
 #: Where the table has cells (`_cubics`), counted from 0; the last one is for all beyond.
 _CELLS = math.ceil(2 * REACH * CELLS)
+_MIDDLE = REACH * CELLS
 _PLACES = np.arange(POINTS + 1.0)
+_LINES, _ONES = np.stack([_PLACES, np.ones_like(_PLACES)]), np.ones(ARMS)
 #: Distances between points, for so many arms, in scales of the narrowest.
 STEPS = [min(STEP, STEP * (SMOOTH / max(arms, 1)) ** 0.5) for arms in range(ARMS + 1)]
 
@@ -71,19 +73,17 @@ def row(mean: Floats, scale: Floats, freedom: float) -> Floats | None:
         # An arm that ends below cannot be best, and need not be followed closely.
         live = [s for s, end in zip(scales, ends, strict=True) if end > low]
         step = STEPS[arms] * min(live, default=0.0)
-        if not span < (POINTS - 1) * step:
+        if not (span < (POINTS - 1) * step and min(scales) > 0.0):
             return None
     count = int(span / step) + 2
-    units = CELLS / scale
-    steps = units * (span / (count - 1))
-    begin = low - mean
-    begin *= units
-    begin += REACH * CELLS
-    places = steps[:, None] * _PLACES[:count]
-    places += begin[:, None]
-    logs, slopes = _read(_cubics(freedom), places)
-    out: Floats = slopes @ np.exp(np.add.reduce(logs, axis=0))
-    out *= steps
+    cells = CELLS * span / (count - 1)
+    # From place to place, and the first: what numpy would do in several calls.
+    lines = np.array(
+        [(cells / s, (low - m) * CELLS / s + _MIDDLE) for m, s in zip(means, scales, strict=True)]
+    )
+    logs, slopes = _read(_cubics(freedom), lines @ _LINES[:, :count])
+    out: Floats = slopes @ np.exp(_ONES[:arms] @ logs)
+    out *= lines[:, 0]
     return out
 
 
@@ -113,7 +113,7 @@ def _shares(mean: Floats, scale: Floats, freedom: float, mask: NDArray[np.bool_]
     on = mask & fits[:, None]
     steps = np.where(on, units * (span / (count - 1))[:, None], 0.0)
     # Whoever is left out lies beyond the table all the way.
-    begin = np.where(on, (low[:, None] - mean) * units + REACH * CELLS, _CELLS)
+    begin = np.where(on, (low[:, None] - mean) * units + _MIDDLE, _CELLS)
     places = steps[:, :, None] * _PLACES[:count]
     places += begin[:, :, None]
     logs, slopes = _read(_cubics(freedom), places)

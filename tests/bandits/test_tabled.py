@@ -73,6 +73,8 @@ def test_what_it_does_not_fit_is_left_to_others() -> None:
     p = tabled.shares(mean, scale, 1e4, mask)
     assert np.isnan(p).any(axis=1).tolist() == [False, True, True]
     assert [tabled.row(mean[n], scale[n], 1e4) is None for n in range(3)] == [False, True, True]
+    # An arm without a spread, far below: nothing is divided by it.
+    assert tabled.row(np.array([0.0, 0.1, -99.0]), np.array([1.0, 1.0, 0.0]), 1e4) is None
     free = np.full((3, 3), 1e4)
     served = best.student(mean[[0, 2]], scale[[0, 2]], free[:2], mask[:2])
     for place, row in enumerate((0, 2)):
