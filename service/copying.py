@@ -22,9 +22,9 @@ from service.packed import CONTEXT, SIMPLEX
 
 ID_BYTES = 16
 COLUMNS = (
-    "id", "campaign_id", "revision", "snapshot", "unit", "segment", "mask", "simplex", "arm",
-    "propensity", "reason", "origin", "why", "reserved_minor", "decided_at", "expires_at",
-    "context",
+    "id", "campaign_id", "revision", "snapshot", "unit", "segment", "mask", "packed_simplex",
+    "arm", "propensity", "reason", "origin", "why", "reserved_minor", "decided_at", "expires_at",
+    "packed_context",
 )  # fmt: skip
 """The columns, in the order of every row here."""
 BEGINS, ENDS = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
@@ -151,7 +151,10 @@ def _repacked(row: bytes) -> bytes:
     while place < len(row):
         size = int.from_bytes(row[place : place + 4], "big", signed=True)
         fields.append(row[place : (place := place + 4 + max(size, 0))])
-    for name, form, wide in (("simplex", SIMPLEX, ">f8"), ("context", CONTEXT, ">i8")):
+    for name, form, wide in (
+        ("packed_simplex", SIMPLEX, ">f8"),
+        ("packed_context", CONTEXT, ">i8"),
+    ):
         # Its own length, dimensions, nulls, type, number, first; then each number after its length.
         numbers = np.frombuffer(fields[COLUMNS.index(name)][24:], [("size", ">i4"), ("one", wide)])
         value = numbers["one"].astype(form).tobytes()

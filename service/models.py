@@ -382,7 +382,9 @@ class Decision(Base):
     __tablename__ = "decisions"
     __table_args__ = (
         CheckConstraint("propensity > 0 AND propensity <= 1", name="decisions_propensity"),
-        CheckConstraint("octet_length(simplex) > 8 * arm AND arm >= 0", name="decisions_arm"),
+        CheckConstraint(
+            "octet_length(packed_simplex) > 8 * arm AND arm >= 0", name="decisions_arm"
+        ),
         Index("decisions_campaign", "campaign_id", "position"),
         Index("decisions_unit", "unit"),
         {"postgresql_partition_by": "RANGE (position)"},
@@ -396,7 +398,7 @@ class Decision(Base):
     unit: Mapped[bytes] = mapped_column(LargeBinary)
     segment: Mapped[Small]
     mask: Mapped[Big]
-    simplex: Mapped[list[float]] = mapped_column(Numbers(SIMPLEX))
+    simplex: Mapped[list[float]] = mapped_column("packed_simplex", Numbers(SIMPLEX), key="simplex")
     arm: Mapped[Small]
     propensity: Mapped[float] = mapped_column(Double)
     reason: Mapped[Name]
@@ -405,7 +407,9 @@ class Decision(Base):
     reserved_minor: Mapped[Big] = mapped_column(server_default=text("0"))
     decided_at: Mapped[When]
     expires_at: Mapped[When]
-    context: Mapped[list[int]] = mapped_column(Numbers(CONTEXT), server_default=text("''"))
+    context: Mapped[list[int]] = mapped_column(
+        "packed_context", Numbers(CONTEXT), key="context", server_default=text("''")
+    )
 
 
 class Run(Base):

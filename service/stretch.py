@@ -96,7 +96,7 @@ def _columns() -> tuple[ColumnElement[bool], ColumnElement[bytes]]:
     """Return whether a decision was randomised, and the packed decisions, in any order."""
     randomised: ColumnElement[bool] = column("reason").in_(RANDOMISED)
     fixed = joined([sent(function, column(name)) for name, function, _ in FIXED])
-    whole = joined([fixed, column("simplex"), column("context")])
+    whole = joined([fixed, column("packed_simplex"), column("packed_context")])
     return randomised, queries.packed(case((randomised, whole), else_=fixed))
 
 

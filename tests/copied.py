@@ -38,6 +38,8 @@ def named(value: bytes) -> uuid.UUID:
     return uuid.UUID(bytes=value)
 
 
+COLUMNS = [name.removeprefix("packed_") for name in copying.COLUMNS]
+"""As the model calls them."""
 READ: dict[str, Callable[[bytes], Any]] = {
     "id": named, "origin": named, "unit": bytes, "simplex": chances, "context": features,
     "propensity": number, "reason": bytes.decode, "why": orjson.loads,
@@ -53,7 +55,7 @@ def rows(stream: bytes) -> Iterator[dict[str, Any]]:
         assert count == len(copying.COLUMNS)
         at += 2
         row = {}
-        for name in copying.COLUMNS:
+        for name in COLUMNS:
             size = whole(stream[at : at + 4])
             value = stream[at + 4 : at + 4 + max(size, 0)]
             row[name] = None if size < 0 else READ.get(name, whole)(value)

@@ -1,7 +1,8 @@
 """A decision's simplex and context as bytes: half the room, and less work for PostgreSQL.
 
 Every row is written anew, while nobody else may read or write any; hosts keep what they decide
-meanwhile in their local logs.
+meanwhile in their local logs. The columns get other names: carriers of the last release, whose COPY
+would be taken for bytes as it is, and those of this one that come early, fail and wait.
 """
 
 from alembic import op
@@ -34,11 +35,21 @@ DOUBLE = """
 TURN = """
 ALTER TABLE decisions
     DROP CONSTRAINT decisions_arm,
-    ALTER COLUMN context DROP DEFAULT,
-    ALTER COLUMN simplex TYPE {simplex},
-    ALTER COLUMN context TYPE {context},
-    ALTER COLUMN context SET DEFAULT {nothing},
-    ADD CONSTRAINT decisions_arm CHECK ({within} AND arm >= 0)
+    ALTER COLUMN {context} DROP DEFAULT,
+    ALTER COLUMN {simplex} TYPE {chances},
+    ALTER COLUMN {context} TYPE {features},
+    ALTER COLUMN {context} SET DEFAULT {nothing}
+"""
+WITHIN = "ALTER TABLE decisions ADD CONSTRAINT decisions_arm CHECK ({} AND arm >= 0)"
+# PostgreSQL 18 names what must not be null after its column, and keeps that name.
+NAMED = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'decisions'::regclass
+               AND conname = 'decisions_{0}_not_null') THEN
+        ALTER TABLE decisions
+            RENAME CONSTRAINT decisions_{0}_not_null TO decisions_{1}_not_null;
+    END IF;
+END $$
 """
 
 
@@ -48,12 +59,16 @@ def upgrade() -> None:
     op.execute(PACKED.format(array="bigint", send="int4send(one::int4)"))
     op.execute(
         TURN.format(
-            simplex="bytea USING pg_temp.packed(simplex)",
-            context="bytea USING pg_temp.packed(context)",
+            simplex="simplex",
+            context="context",
+            chances="bytea USING pg_temp.packed(simplex)",
+            features="bytea USING pg_temp.packed(context)",
             nothing="''",
-            within="octet_length(simplex) > 8 * arm",
         )
     )
+    for name in ("simplex", "context"):
+        _rename(name, f"packed_{name}")
+    op.execute(WITHIN.format("octet_length(packed_simplex) > 8 * arm"))
 
 
 def downgrade() -> None:
@@ -68,12 +83,21 @@ def downgrade() -> None:
     )
     op.execute(
         TURN.format(
-            simplex="double precision[] USING pg_temp.chances(simplex)",
-            context="bigint[] USING pg_temp.features(context)",
+            simplex="packed_simplex",
+            context="packed_context",
+            chances="double precision[] USING pg_temp.chances(packed_simplex)",
+            features="bigint[] USING pg_temp.features(packed_context)",
             nothing="'{}'",
-            within="cardinality(simplex) > arm",
         )
     )
+    for name in ("simplex", "context"):
+        _rename(f"packed_{name}", name)
+    op.execute(WITHIN.format("cardinality(simplex) > arm"))
+
+
+def _rename(old: str, new: str) -> None:
+    op.alter_column("decisions", old, new_column_name=new)
+    op.execute(NAMED.format(old, new))
 
 
 def _hold() -> None:

@@ -34,7 +34,8 @@ from tests.bench.serving import free_port
 from tests.loop import definition
 
 DECISIONS = text("""
-    INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
+    INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, packed_simplex,
+    arm,
         propensity, reason, why, decided_at, expires_at)
     SELECT CAST(lpad(to_hex(CAST(:campaign AS int)), 8, '0') || lpad(to_hex(n), 24, '0') AS uuid),
         :campaign, 1, 0, decode(md5(CAST(n AS text)), 'hex'), n % 2, 7,

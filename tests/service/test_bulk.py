@@ -11,7 +11,7 @@ import orjson
 import pytest
 from sqlalchemy import Engine, select
 
-from service import bulk, columnar, columns, copying, db, decide
+from service import bulk, columnar, columns, db, decide
 from service.config import Config
 from service.errors import IdempotencyConflict
 from service.messages import MAX_LIST, DecisionList, DecisionRequest, PlainList
@@ -169,7 +169,7 @@ def test_the_log_has_them_as_any_other_decision(loop: Loop) -> None:
         found = connection.execute(select(Decision.__table__)).all()
     assert len(found) == len(wanted) == 300
     for row in found:
-        for name in copying.COLUMNS:
+        for name in copied.COLUMNS:
             assert getattr(row, name) == wanted[row.id][name], name
     assert {row.id.bytes for row in found} == {one.tobytes() for one in answers.ids}
     loop.learn(number)

@@ -101,9 +101,10 @@ def test_what_an_earlier_release_left_is_carried(
     loop.runtime.spool.append([Entry(DECISION, b"x", earlier(bodies[0]))])
     loop.carry()
     with loop.engine.connect() as connection:
-        rows = connection.execute(select(Decision.__table__).order_by(Decision.position)).all()
+        columns = [getattr(Decision, name) for name in copied.COLUMNS]
+        rows = connection.execute(select(*columns).order_by(Decision.position)).all()
     wanted = [copied.row(body) for body in bodies]
-    assert [{name: getattr(row, name) for name in copying.COLUMNS} for row in rows] == wanted
+    assert [dict(zip(copied.COLUMNS, row, strict=True)) for row in rows] == wanted
     assert loop.runtime.spool.rejected() == 0
 
 

@@ -20,14 +20,14 @@ from tests.loop import Loop, running
 DAY = dt.timedelta(days=1)
 KEEP = 40 * DAY
 ROWS = """
-INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
+INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, {0}, arm,
     propensity, reason, why, decided_at, expires_at)
-SELECT gen_random_uuid(), 1, 1, 1, '\\x00', 0, 1, %s, 0, 1, 'policy', '{}', now(), now()
+SELECT gen_random_uuid(), 1, 1, 1, '\\x00', 0, 1, {1}, 0, 1, 'policy', '{{}}', now(), now()
 FROM generate_series(1, 50);
 INSERT INTO outcomes (event_id, campaign_id, decision_id, kind, revenue_minor, occurred_at,
     received_at) SELECT position::text, 1, id, 'purchased', 1, now(), now() FROM decisions
 """
-ROWS, EARLIER = ROWS % "float8send(1)", ROWS % "'{1}'"
+ROWS, EARLIER = ROWS.format("packed_simplex", "float8send(1)"), ROWS.format("simplex", "'{1}'")
 """The same before simplexes were bytes."""
 
 

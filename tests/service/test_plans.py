@@ -33,7 +33,8 @@ ARMS = [
     {"key": "twenty", "name": "0.20", "offer": {"kind": "amount", "amount_minor": 20}},
 ]
 FILL = """
-INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, simplex, arm,
+INSERT INTO decisions (id, campaign_id, revision, snapshot, unit, segment, mask, packed_simplex,
+    arm,
     propensity, reason, why, decided_at, expires_at)
 SELECT gen_random_uuid(), :campaign + n % 50, 1, 0, substr(sha256(n::text::bytea), 1, 16), n % 2, 7,
     float8send(.5) || float8send(.3) || float8send(.2), n % 3, .3, 'policy',
