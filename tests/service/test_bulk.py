@@ -222,9 +222,14 @@ def test_ids_of_the_sdk_in_a_list_are_drawn_together(loop: Loop) -> None:
     ]  # fmt: skip
     first = bulk.answer(loop.runtime, requests, now=NOW).documents()
     assert bulk.answer(loop.runtime, requests, now=NOW).documents() == first
+    # Each three times in one list: all three are told of one decision.
+    new = [one.model_copy(update={"request_id": f"{one.request_id}-new"}) for one in requests]
+    thrice = bulk.answer(loop.runtime, new * 3, now=NOW).documents()
+    assert thrice[:40] == thrice[40:80] == thrice[80:]
+    assert len(set(thrice)) == 40
     loop.carry()
     with loop.engine.connect() as connection:
-        query = select(Decision.__table__).order_by(Decision.position.desc()).limit(len(told))
+        query = select(Decision.__table__).order_by(Decision.position.desc()).limit(2 * len(told))
         rows = {row.id: row for row in connection.execute(query)}
     for n, (request, text) in enumerate(zip(requests, first, strict=True)):
         row = rows[uuid.UUID(orjson.loads(text)["decision_id"])]
