@@ -52,6 +52,12 @@ def jax_backend() -> Backend:
     return backend
 
 
+@functools.cache
+def kernels() -> Any:
+    """The compiled loops (:mod:`bandits.kernels`), which are imported with their first use."""
+    return importlib.import_module("bandits.kernels")
+
+
 def named(name: str) -> Backend:
     """The backend called ``name``.
 

@@ -18,6 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from bandits import features
+from bandits.backend import kernels
 from bandits.types import FEATURE_LIMIT
 from service import holidays
 from service.definition import (
@@ -153,29 +154,27 @@ class Encoder:
             return NOTHING, []
         told = self._numbers(attributes) if self._sound else None
         if told is None:
-            context = np.array(encode(definition, attributes), dtype=np.int64)
-            return context, filled(definition, attributes)
-        missing: list[str] = []
-        numbers = told - self._centres
-        numbers /= self._scales
-        if self._others:
-            found = np.empty(definition.feature_width)
-            found[self._places] = numbers
-            numbers = found
-            for place, feature in self._others:
-                value = attributes.get(feature.key)
-                found[place] = numbers_of(feature, value)
-                if not fits(feature, value):
-                    missing.append(feature.key)
-        numbers *= features.ONE
-        np.rint(numbers, out=numbers)
-        if np.maximum.reduce(np.abs(numbers)) < FEATURE_LIMIT:
-            return numbers.astype(np.int64), missing
-        # An integer next beyond 2**53 becomes 2**53 as a float, so that is looked at one by one.
-        if told.size and not np.maximum.reduce(np.abs(told)) < 2**53:
-            context = np.array(encode(definition, attributes), dtype=np.int64)
-            return context, filled(definition, attributes)
-        return features.quantise(numbers / features.ONE), missing
+            return self._slowly(attributes)
+        numbers = np.empty(len(told), dtype=np.int64)
+        if len(told):
+            greatest = kernels().quantise(told, self._centres, self._scales, features.ONE, numbers)
+            if not greatest < FEATURE_LIMIT:  # cut off one by one
+                return self._slowly(attributes)
+        if not self._others:
+            return numbers, []
+        missing = list[str]()
+        context = np.empty(definition.feature_width, dtype=np.int64)
+        context[self._places] = numbers
+        for place, feature in self._others:
+            value = attributes.get(feature.key)
+            context[place] = np.multiply(numbers_of(feature, value), features.ONE)
+            if not fits(feature, value):
+                missing.append(feature.key)
+        return context, missing
+
+    def _slowly(self, attributes: Mapping[str, object]) -> tuple[Context, list[str]]:
+        context = np.array(encode(self._definition, attributes), dtype=np.int64)
+        return context, filled(self._definition, attributes)
 
     def _numbers(self, attributes: Mapping[str, object]) -> NDArray[np.float64] | None:
         """Return the values of the features that are numbers, if all were plainly told."""

@@ -211,8 +211,15 @@ class LiveCampaign:
             stored=state,
         )
         if not made._take(usual):
-            made.belief  # noqa: B018, now, so that no decision has to wait for it
+            made._rehearse()
         return made
+
+    def _rehearse(self) -> None:
+        """Compute what no decision is to wait for: the belief, and machine code if it has none."""
+        made = [place for place, mask in enumerate(self._usual_masks()) if mask]
+        for place in made[:1]:
+            self._computed(place, self._usual_masks()[place], (0,) * self.definition.feature_width)
+        self.belief  # noqa: B018
 
     def at(self, learnt: Any) -> "LiveCampaign":
         """Return this campaign with another state of its policy."""

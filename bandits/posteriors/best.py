@@ -14,9 +14,9 @@ arms a fixed number of cuts is shared by all, placed where the arms that can be 
 (:func:`_shared_cuts`): time and memory are then linear in the arms.
 
 Where numpy runs, Student t of 30 degrees of freedom and more go by :mod:`bandits.posteriors.graded`
-instead, which is six times as fast for ten arms; the two agree to 1e-9. So do some rows at once of
-many degrees of freedom: where all are equally free by :mod:`bandits.posteriors.tabled`, which one
-row alone goes by as well (:func:`row`), else by :mod:`bandits.posteriors.even`.
+instead, which is six times as fast for ten arms, or, where all of a row are equally and so free
+that they are nearly Gaussian, by :mod:`bandits.posteriors.tabled`, which takes a fiftieth of that;
+they agree to 1e-9.
 
 Normalisation: each ``F_j`` is divided by its own total. The raw sum ``Σ p_k`` then equals 1 up to
 the error of the quadrature, and is the check of it: within ``RAW_TOLERANCE`` the result is divided
@@ -28,14 +28,13 @@ eligible arms, which is safe to serve. :func:`raw` gives the sums before that.
 array([[0.19697, 0.80303]])
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from bandits.backend import Backend, numpy_backend, require_double
-from bandits.posteriors import even, graded, tabled
+from bandits.posteriors import graded, tabled
 from bandits.posteriors.graded import rule
 from bandits.types import Array
 
@@ -66,10 +65,6 @@ PANELS = TOP * len(FINE) - 1
 #: that they stay within the cache, and below the 128 KiB from which an allocator asks the system
 #: for fresh pages every time.
 _CHUNK, BLOCK = 1 << 20, 1 << 13
-
-#: From so many rows on, those of many and different degrees of freedom go by
-#: :mod:`bandits.posteriors.even`.
-MANY_ROWS = 12
 
 _ALL = slice(None)
 
@@ -127,21 +122,15 @@ def student(
 def row(mean: Array, scale: Array, freedom: float, mask: Array) -> Array:
     """As :func:`student` for one row of numpy arrays (A,) of equal freedom, in fewer calls.
 
-    By :mod:`bandits.posteriors.tabled` where that applies; the two agree to 1e-8.
+    By :mod:`bandits.posteriors.tabled` where that applies: in every bit what the row gets among
+    others, and within 1e-8 of what `student` makes of it alone.
     """
-    every = np.count_nonzero(mask) == len(mask)
-    some = (mean, scale) if every else (mean[mask], scale[mask])
-    p = tabled.row(*some, freedom)
-    total = math.nan if p is None else sum(p.tolist())
-    if p is None or not abs(total - 1.0) <= RAW_TOLERANCE:
-        free = np.full((1, len(mask)), freedom)
-        out: Array = student(mean[None], scale[None], free, mask[None])[0]
-        return out
-    p /= total
-    if every:
-        return p
-    out = np.zeros(len(mask))
-    out[mask] = p
+    if tabled.applies(freedom, len(mask)):
+        p = tabled.shares(mean[None], scale[None], freedom, mask[None], RAW_TOLERANCE)[0]
+        if p[0] == p[0]:  # not NaN
+            return p
+    free = np.full((1, len(mask)), freedom)
+    out: Array = student(mean[None], scale[None], free, mask[None])[0]
     return out
 
 
@@ -273,12 +262,10 @@ def _student(
             return (p / total if settle else p)[None]
     out, left = np.zeros(mask.shape), []
     rows: Iterable[int] = range(len(mask))
-    p = _many(*arrays)
-    if p is not None:
-        totals = p.sum(axis=1)
-        fine = np.abs(totals - 1.0) <= RAW_TOLERANCE
-        out[fine] = p[fine] / totals[fine, None] if settle else p[fine]
-        rows = np.flatnonzero(~fine).tolist()
+    free = float(freedom[0, 0])
+    if len(mask) > 1 and tabled.applies(free, mask.shape[1]) and (freedom == free).all():
+        out = tabled.shares(mean, scale, free, mask, RAW_TOLERANCE if settle else 0.0)
+        rows = np.flatnonzero(np.isnan(out[:, 0])).tolist()
     for row in rows:
         some = mask[row]
         on = _ALL if np.count_nonzero(some) == len(some) else some
@@ -287,25 +274,11 @@ def _student(
         if p is None or abs(total - 1.0) > RAW_TOLERANCE:
             left.append(row)
         else:
+            out[row] = 0.0
             out[row][on] = p / total if settle else p
     if left:
         out[left] = _chunked(others, tuple(array[left] for array in arrays), backend)
     return out
-
-
-def _many(mean: Array, scale: Array, freedom: Array, mask: Array) -> Array | None:
-    """By the rules that do some rows together, NaN where these do not apply; None for too few."""
-    p = None
-    if len(mask) > 1 and (freedom == freedom[0, 0]).all():
-        free = float(freedom[0, 0])
-        if tabled.applies(free, mean.shape[1]):
-            p = tabled.shares(mean, scale, free, mask)
-    left = np.arange(len(mask)) if p is None else np.flatnonzero(np.isnan(p[:, 0]))
-    if len(left) < MANY_ROWS:
-        return p
-    p = np.full(mask.shape, np.nan) if p is None else p
-    p[left] = even.shares(mean[left], scale[left], freedom[left], mask[left])
-    return p
 
 
 def _raw_student(backend: Backend, mean: Array, scale: Array, freedom: Array, mask: Array) -> Array:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bandits import ledger
-from bandits.backend import Backend
+from bandits.backend import Backend, kernels
 from bandits.features import ONE
 from bandits.regressors.regressor import Prediction, Regressor
 from bandits.types import FEATURE_BITS, Array, Batch, Contexts
@@ -32,8 +32,6 @@ PRECISIONS = 10.0 ** np.arange(-2.0, 3.1, 0.5)
 NOISE_WEIGHT, NOISE_SHARE = 2.0, 0.25
 #: Rows whose products a float64 adds up without rounding: 2**20 · 2**32 < 2**53.
 EXACT_ROWS = 1 << 20
-#: Rows whose products with all factors stay within the cache.
-CACHED_ROWS = 256
 #: Rewards are split here, so that each part times a feature stays below 2**32.
 SPLIT = 15
 
@@ -67,8 +65,8 @@ class LinearBelief(NamedTuple):
 
     Attributes:
         mean: (A, P) float64, posterior mean of θ.
-        root: (A, P, P) float64, ``root rootᵀ`` is the posterior covariance in units of σ²; None
-            where only the mean is asked for.
+        root: (A, P, P) float64, ``root rootᵀ`` is the posterior covariance in units of σ², lower
+            triangular in numpy; None where only the mean is asked for.
         noise: () float64, σ.
         freedom: () float64, degrees of freedom of the Student t.
         offset: () float64, what is added to every prediction (0 where arms start from nothing).
@@ -119,12 +117,8 @@ def regressor(
         return predicted(belief, x, space=space)
 
     def point(belief: LinearBelief, segment: int, row: Array) -> Prediction:
-        x = designed(segment, row, segments=segments)
-        mean = belief.mean @ x
-        mean += belief.offset
-        scale = spread_along(x, belief.root, space=space)[0]
-        scale *= belief.noise
-        return Prediction(mean, scale, float(belief.freedom))
+        found = scores_alone(segment, row, belief.mean, belief.root, belief.offset, belief.noise)
+        return Prediction(*found, float(belief.freedom))
 
     alone = point if uncertain and space.name == "numpy" else None
     return Regressor("linear", init, update, space.jit(believe), predict, point=alone)
@@ -154,16 +148,6 @@ def design(contexts: Contexts, *, segments: int, space: Backend) -> Array:
         which = (xp.asarray(contexts.segment)[:, None] == every).astype(features.dtype) * ONE
         parts.insert(1, which)
     return xp.concatenate(parts, axis=1)
-
-
-def designed(segment: int, row: Array, *, segments: int) -> Array:
-    """One row (P,) of the design of features (D,), as float64 in units: numpy, in fewer calls."""
-    x = np.zeros(columns(segments=segments, features=len(row)))
-    x[0] = 1.0
-    if segment:
-        x[segment] = 1.0
-    np.multiply(row, 1.0 / ONE, out=x[segments:])
-    return x
 
 
 def zeros(*, arms: int, width: int) -> LinearSums:
@@ -247,7 +231,7 @@ def posterior(
     left = xp.maximum(total - (along**2 / shrunk).sum(), 0.0)
     noise = xp.sqrt((guess + 0.5 * left) / shape) if spread is None else xp.asarray(float(spread))
     freedom = 2.0 * shape if spread is None else xp.asarray(np.inf)
-    root = side_by_side(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
+    root = lower(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
     return LinearBelief(
         xp.einsum("apq,aq->ap", vectors, along / shrunk),
         root,
@@ -258,47 +242,54 @@ def posterior(
     )
 
 
-def side_by_side(root: Array, *, space: Backend) -> Array:
-    """The same factors (A, P, P), in numpy laid out as one matrix (P, A P) for `spread_along`."""
+def lower(root: Array, *, space: Backend) -> Array:
+    """Factors (A, P, P) of the same covariances, in numpy lower triangular for `scores`."""
     if space.name != "numpy":
         return root
-    return np.ascontiguousarray(root.transpose(1, 0, 2)).transpose(1, 0, 2)
+    return np.ascontiguousarray(np.linalg.qr(root.swapaxes(1, 2)).R.swapaxes(1, 2))
 
 
 def predicted(belief: LinearBelief, x: Array, *, space: Backend) -> Prediction:
     """What a belief says of rows x (B, P), float64."""
     xp = space.xp
-    mean = x @ xp.asarray(belief.mean).T + belief.offset
     if belief.root is None:
-        return Prediction(mean)
-    scale = belief.noise * spread_along(x, belief.root, space=space)
+        return Prediction(x @ xp.asarray(belief.mean).T + belief.offset)
+    mean, scale = scores(x, belief.mean, belief.root, belief.offset, belief.noise, space=space)
     return Prediction(mean, scale, xp.full(mean.shape, belief.freedom))
 
 
-def spread_along(x: Array, root: Array, *, space: Backend) -> Array:
-    """Root of x ``root rootᵀ`` xᵀ, (B, A), above 0: rows x (B, P), factors root (A, P, P).
+def scores(
+    x: Array, mean: Array, root: Array, offset: Array, noise: Array, *, space: Backend
+) -> tuple[Array, Array]:
+    """Means ``x·mean + offset`` and scales ``noise √(x root rootᵀ xᵀ)`` (B, A), the latter above 0.
 
-    One matrix product for all arms that are laid out `side_by_side`, else one per arm: an einsum
-    over all takes seven times as long for a hundred rows.
+    In numpy a row has the same bits alone and among others.
+
+    Args:
+        x: (B, P) float64.
+        mean: (A, P) float64.
+        root: (A, P, F) float64; those with as many columns as rows are `lower`.
+        offset: () float64.
+        noise: () float64.
+        space: the namespace.
     """
     xp = space.xp
-    if space.name == "numpy" and len(x) > CACHED_ROWS:
-        parts = [x[at : at + CACHED_ROWS] for at in range(0, len(x), CACHED_ROWS)]
-        return np.concatenate([spread_along(part, root, space=space) for part in parts])
     if space.name == "numpy":
-        arms, width, factors = root.shape
-        flat = root.transpose(1, 0, 2)
-        if flat.flags.c_contiguous:
-            along = (x @ flat.reshape(width, -1)).reshape(-1, factors)
-        else:
-            along = np.matmul(x, root).transpose(1, 0, 2).reshape(-1, factors)
-        along *= along
-        # A product with ones is a sum, by the quickest way there is to add rows up.
-        square = (along @ np.ones(factors)).reshape(-1, arms)
-        np.maximum(square, 1e-300, out=square)
-        return np.sqrt(square, out=square)
+        out = np.empty((2, len(x), len(mean)))
+        kernels().scores(np.ascontiguousarray(x), mean, root, float(offset), float(noise), out)
+        return out[0], out[1]
     along = xp.matmul(x, xp.asarray(root))
-    return xp.sqrt(xp.maximum((along * along).sum(axis=-1), 1e-300)).T
+    scale = noise * xp.sqrt(xp.maximum((along * along).sum(axis=-1), 1e-300)).T
+    return x @ xp.asarray(mean).T + offset, scale
+
+
+def scores_alone(
+    segment: int, row: Array, mean: Array, root: Array, offset: Array, noise: Array
+) -> tuple[Array, Array]:
+    """`scores` (A,) of the design of one segment and features (D,): numpy, in one call."""
+    out = np.empty((2, 1, len(mean)))
+    kernels().scores_alone(segment, row, ONE, mean, root, float(offset), float(noise), out)
+    return out[0, 0], out[1, 0]
 
 
 def variance(square: Array, mean: Array, rows: Array, xp: Array) -> Array:

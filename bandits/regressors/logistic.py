@@ -34,7 +34,7 @@ class LogisticBelief(NamedTuple):
 
     Attributes:
         mean: (A, P) float64.
-        root: (A, P, P) float64, ``root rootᵀ`` is the covariance.
+        root: (A, P, P) float64, ``root rootᵀ`` is the covariance, lower triangular in numpy.
         precision: () float64, λ.
     """
 
@@ -73,9 +73,8 @@ def regressor(
         return predicted(belief, x, space=space)
 
     def point(belief: LogisticBelief, segment: int, row: Array) -> Prediction:
-        x = linear.designed(segment, row, segments=segments)
-        scale = linear.spread_along(x, belief.root, space=space)[0]
-        return Prediction(belief.mean @ x, scale, math.inf)
+        found = linear.scores_alone(segment, row, belief.mean, belief.root, 0.0, 1.0)
+        return Prediction(*found, math.inf)
 
     alone = point if space.name == "numpy" else None
     return Regressor("logistic", init, update, space.jit(believe), predict, point=alone)
@@ -111,16 +110,14 @@ def posterior(
     shrunk = values + chosen
     first = xp.asarray([1.0] + [0.0] * (products.shape[-1] - 1))
     mean = xp.einsum("apq,aq->ap", vectors, along / shrunk) + centre * first
-    root = linear.side_by_side(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
+    root = linear.lower(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
     return LogisticBelief(mean, root, chosen)
 
 
 def predicted(belief: LogisticBelief, x: Array, *, space: Backend) -> Prediction:
     """The log odds of rows x (B, P), float64: Gaussian, independent between arms."""
-    xp = space.xp
-    mean = x @ xp.asarray(belief.mean).T
-    scale = linear.spread_along(x, belief.root, space=space)
-    return Prediction(mean, scale, xp.full(mean.shape, xp.inf))
+    mean, scale = linear.scores(x, belief.mean, belief.root, 0.0, 1.0, space=space)
+    return Prediction(mean, scale, space.xp.full(mean.shape, space.xp.inf))
 
 
 def _evidence(values: Array, along: Array, grid: Array, xp: Array) -> Array:

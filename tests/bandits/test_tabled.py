@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from bandits.posteriors import best, even, graded, tabled
+from bandits import kernels
+from bandits.posteriors import best, graded, tabled
 
 FREEDOM = (250.0, 251.5, 400.0, 3e3, 2e5, 1e12, np.inf)
 Rows = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
@@ -24,8 +25,10 @@ def _rows(arms: int, *, spread: float, widest: float) -> Rows:
 @pytest.mark.parametrize("freedom", FREEDOM)
 def test_the_table_is_students_distribution(freedom: float) -> None:
     t = np.linspace(-graded.HIGH, graded.HIGH, 10_007)
-    places = (t + tabled.REACH) * tabled.CELLS
-    logs, slopes = tabled._read(tabled._cubics(freedom), places)
+    logs, slopes = np.zeros(len(t)), np.empty(len(t))
+    step = 2 * graded.HIGH / (len(t) - 1) * tabled.CELLS
+    begin = (tabled.REACH - graded.HIGH) * tabled.CELLS
+    kernels._read(tabled._cubics(freedom), begin, step, logs, slopes)
     assert abs(np.exp(logs) - stats.t.cdf(t, freedom)).max() < 1e-11
     density = np.exp(logs) * slopes * tabled.CELLS
     assert abs(density - stats.t.pdf(t, freedom)).max() < 1e-9
@@ -37,17 +40,13 @@ def test_rows_agree_with_widening_panels(freedom: float, spread: float, widest: 
     for arms in (2, 3, 10, 32):
         mean, scale, mask = _rows(arms, spread=spread, widest=widest)
         p = tabled.shares(mean, scale, freedom, mask)
-        served = np.isfinite(p.sum(axis=1))
-        assert served.all() or widest > 5.0 or arms > 10
         for place in range(40):
-            on = mask[place]
+            on, one = mask[place], slice(place, place + 1)
             exact = graded.shares(mean[place, on], scale[place, on], np.full(on.sum(), freedom))
             assert exact is not None
-            if served[place]:
-                assert abs(p[place, on] - exact).max() < 3e-9
-                assert (p[place, ~on] == 0.0).all()
-            alone = tabled.row(mean[place, on], scale[place, on], freedom)
-            assert alone is None or abs(alone - exact).max() < 3e-9
+            assert abs(p[place, on] - exact).max() < 3e-9
+            assert (p[place, ~on] == 0.0).all()
+            assert (tabled.shares(mean[one], scale[one], freedom, mask[one]) == p[one]).all()
 
 
 def test_a_row_alone_is_what_student_gives() -> None:
@@ -67,14 +66,17 @@ def test_a_row_alone_is_what_student_gives() -> None:
 def test_what_it_does_not_fit_is_left_to_others() -> None:
     assert not tabled.applies(249.0, 3)
     assert not tabled.applies(math.nan, 3)
-    assert not tabled.applies(1e4, even.ARMS + 1)
+    assert not tabled.applies(1e4, tabled.ARMS + 1)
     mean, scale, mask = np.zeros((3, 3)), np.ones((3, 3)), np.ones((3, 3), bool)
     mean[1, 1], scale[2, 2] = np.nan, 1e-4
     p = tabled.shares(mean, scale, 1e4, mask)
     assert np.isnan(p).any(axis=1).tolist() == [False, True, True]
-    assert [tabled.row(mean[n], scale[n], 1e4) is None for n in range(3)] == [False, True, True]
     # An arm without a spread, far below: nothing is divided by it.
-    assert tabled.row(np.array([0.0, 0.1, -99.0]), np.array([1.0, 1.0, 0.0]), 1e4) is None
+    far = np.array([[0.0, 0.1, -99.0]]), np.array([[1.0, 1.0, 0.0]]), mask[:1]
+    assert np.isnan(tabled.shares(far[0], far[1], 1e4, far[2])).all()
+    # One that is not eligible may be anything.
+    off = np.array([[True, True, False]])
+    assert tabled.shares(far[0], far[1], 1e4, off)[0, 2] == 0.0
     free = np.full((3, 3), 1e4)
     served = best.student(mean[[0, 2]], scale[[0, 2]], free[:2], mask[:2])
     for place, row in enumerate((0, 2)):
@@ -83,10 +85,22 @@ def test_what_it_does_not_fit_is_left_to_others() -> None:
         assert abs(served[place] - wanted[0]).max() < 2e-9
 
 
-def test_many_rows_are_worked_on_a_few_at_a_time() -> None:
-    mean, scale, mask = _rows(10, spread=1.0, widest=1.3)
-    mean, scale, mask = (np.tile(mean, (5, 1)), np.tile(scale, (5, 1)), np.tile(mask, (5, 1)))
-    assert len(mean) > tabled.BLOCK // 10
-    p = tabled.shares(mean, scale, 3e3, mask)
-    first = tabled.shares(mean[:30], scale[:30], 3e3, mask[:30])
-    assert abs(p[:30] - first).max() < 2e-9
+def test_one_eligible_arm_is_certain() -> None:
+    mask = np.zeros((20, 4), bool)
+    mask[:, 2] = True
+    p = best.student(np.zeros((20, 4)), np.ones((20, 4)), np.full((20, 4), 1e3), mask)
+    assert (p == mask).all()
+
+
+@pytest.mark.parametrize("freedom", [300.0, np.inf])
+def test_rows_that_want_too_many_points_go_by_widening_panels(freedom: float) -> None:
+    rng = np.random.default_rng(3)
+    mean, scale = rng.normal(size=(60, 4)), rng.uniform(0.5, 2.0, (60, 4))
+    scale[::2, 0] = 0.005
+    mask, nu = np.ones((60, 4), bool), np.full((60, 4), freedom)
+    table = tabled.shares(mean, scale, freedom, mask)
+    assert (np.isnan(table).all(axis=1) == (np.arange(60) % 2 == 0)).all()
+    p = best.student(mean, scale, nu, mask)
+    alone = [best.student(*(one[row : row + 1] for one in (mean, scale, nu, mask)))[0]
+             for row in range(60)]  # fmt: skip
+    assert abs(p - alone).max() < 4e-9

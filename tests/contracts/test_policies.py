@@ -94,7 +94,8 @@ def test_one_row_alone_is_what_it_is_among_others(name: str) -> None:
         assert name not in ("linear_thompson", "logistic_thompson")
         return
     contexts = _contexts(SEGMENT)
-    for state in (policy.init(), _learnt(policy, _batch()), _learnt(policy, _batch(rows=30))):
+    states = [policy.init(), *(_learnt(policy, _batch(rows=rows)) for rows in (30, 260))]
+    for state in states:
         belief = policy.believe(state)
         p = policy.probabilities(belief, contexts, mask)
         for row in range(len(mask)):
@@ -102,6 +103,8 @@ def test_one_row_alone_is_what_it_is_among_others(name: str) -> None:
             alone = policy.single(belief, segment, contexts.features[row], mask[row])
             np.testing.assert_allclose(alone, p[row], atol=1e-8)
             assert (alone[~mask[row]] == 0.0).all()
+            # Of 250 outcomes and more all rows go by the table, in the same order of sums.
+            assert state is not states[-1] or (alone == p[row]).all()
     for segment, width, arms, wrong in (
         (SEGMENTS, FEATURES, ARMS, "segment must be"), (-1, FEATURES, ARMS, "segment must be"),
         (0, FEATURES + 1, ARMS, "must be"), (0, FEATURES, ARMS - 1, "must be"),

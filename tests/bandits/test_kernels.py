@@ -1,0 +1,50 @@
+"""The compiled loops, beside the same in numpy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bandits import features, kernels
+
+
+@pytest.mark.parametrize("factors", [5, 9])
+def test_scores_are_matrix_products_and_a_row_does_not_hang_on_others(factors: int) -> None:
+    """Of lower triangular factors and of wider ones, for rows that are no multiple of four."""
+    rng = np.random.default_rng(0)
+    x, mean = rng.normal(size=(11, 5)), rng.normal(size=(3, 5))
+    root = rng.normal(size=(3, 5, factors))
+    root = np.tril(root) if factors == 5 else root
+    out = np.empty((2, 11, 3))
+    kernels.scores(x, mean, root, 0.5, 2.0, out)
+    np.testing.assert_allclose(out[0], x @ mean.T + 0.5, rtol=1e-13)
+    wanted = 2.0 * np.linalg.norm(np.einsum("bp,apf->baf", x, root), axis=2)
+    np.testing.assert_allclose(out[1], wanted, rtol=1e-13)
+    for row in range(11):
+        alone = np.empty((2, 1, 3))
+        kernels.scores(x[row : row + 1], mean, root, 0.5, 2.0, alone)
+        assert (alone[:, 0] == out[:, row]).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=9), st.floats(0.1, 10))
+def test_values_are_quantised_as_features_are(values: list[float], scale: float) -> None:
+    given_values, centres = np.array(values), np.full(len(values), 0.25)
+    scales, out = np.full(len(values), scale), np.zeros(len(values), np.int64)
+    greatest = kernels.quantise(given_values, centres, scales, features.ONE, out)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.rint((given_values - 0.25) / scale * features.ONE)
+    if np.isfinite(greatest):
+        assert greatest == np.abs(exact).max(initial=0.0)
+        assert (out == exact).all()
+    else:
+        assert not (np.abs(exact) < 2.0**53).all()
+
+
+def test_what_no_disk_can_keep_is_compiled_all_the_same() -> None:
+    """A function without a file has no place in a cache, as one whose folders are read-only."""
+    made: dict[str, Any] = {}
+    exec("def twice(x):\n    return 2.0 * x", made)
+    assert kernels.compiled(made["twice"])(3.0) == 6.0
