@@ -41,29 +41,24 @@ def scores(x: Floats, mean: Floats, root: Floats, offset: float, noise: float, o
 
     Args:
         x: (B, P) rows.
-        mean: (A, P) coefficients.
-        root: (A, P, F) factors; those with as many columns as rows are lower triangular.
+        mean: (P, A) coefficients.
+        root: (P, F A) factors, arm by arm for each of F; where F = P, none after the column's own.
         offset: what is added to every mean.
         noise: what multiplies every scale.
         out: (2, B, A), is filled with means and scales; the latter are above 0.
     """
-    rows, factors = len(x), root.shape[2]
+    rows, long = len(x), root.shape[1]
     # Each row has an array of its own: within one they might overlap, for all the compiler knows.
-    a, b, c, d = np.empty(factors), np.empty(factors), np.empty(factors), np.empty(factors)
-    for row in range(0, rows, 4):
-        for arm in range(len(mean)):
-            if row + 4 <= rows:
-                # Four at a time read a factor once.
-                _four(
-                    x[row : row + 4], mean[arm], root[arm], a, b, c, d, out[:, row : row + 4, arm]
-                )
-            else:
-                for single in range(row, rows):
-                    _one(x[single], mean[arm], root[arm], a, out[:, single, arm])
-    for row in range(rows):
-        for arm in range(len(mean)):
-            out[0, row, arm] += offset
-            out[1, row, arm] = math.sqrt(max(out[1, row, arm], 1e-300)) * noise
+    a, b, c, d = np.empty(long), np.empty(long), np.empty(long), np.empty(long)
+    for row in range(0, rows - 3, 4):
+        _project_four(x[row : row + 4], root, mean.shape[1], a, b, c, d)
+        _score(x[row], mean, a, offset, noise, out[:, row])
+        _score(x[row + 1], mean, b, offset, noise, out[:, row + 1])
+        _score(x[row + 2], mean, c, offset, noise, out[:, row + 2])
+        _score(x[row + 3], mean, d, offset, noise, out[:, row + 3])
+    for row in range(rows - rows % 4, rows):
+        _project(x[row], root, mean.shape[1], a)
+        _score(x[row], mean, a, offset, noise, out[:, row])
 
 
 @compiled
@@ -75,8 +70,8 @@ def scores_alone(
 
     Before them it has an intercept and, if there are more, columns for the segments but the first.
     """
-    x = np.zeros((1, mean.shape[1]))
-    first = x.shape[1] - len(features)
+    x = np.zeros((1, len(mean)))
+    first = len(mean) - len(features)
     x[0, segment] = x[0, 0] = 1.0
     for place in range(len(features)):
         x[0, first + place] = features[place] / one
@@ -84,55 +79,54 @@ def scores_alone(
 
 
 @compiled
-def _one(x: Floats, mean: Floats, root: Floats, a: Floats, out: Floats) -> None:
-    """The mean and the squared scale (2,) of one row x (P,) and one arm, in their own units."""
-    width, factors = root.shape
+def _project(x: Floats, root: Floats, arms: int, a: Floats) -> None:
+    """Set ``a`` (F A,) to x (P,) times the factors."""
+    width, long = root.shape
     a[:] = 0.0
-    total, square = 0.0, 0.0
     for column in range(width):
-        factor = root[column]
-        for place in range(column + 1 if factors == width else factors):
-            a[place] += x[column] * factor[place]
-        total += x[column] * mean[column]
-    for place in range(factors):
-        square += a[place] * a[place]
-    out[0], out[1] = total, square
+        by, factor = x[column], root[column]
+        for place in range((column + 1) * arms if width * arms == long else long):
+            a[place] += by * factor[place]
 
 
 @compiled
-def _four(
-    x: Floats, mean: Floats, root: Floats, a: Floats, b: Floats, c: Floats, d: Floats, out: Floats
+def _project_four(
+    x: Floats, root: Floats, arms: int, a: Floats, b: Floats, c: Floats, d: Floats
 ) -> None:
-    """The same (2, 4) of rows x (4, P), in the same order of sums."""
-    width, factors = root.shape
+    """The same for rows x (4, P), which read a factor once, in the same order of sums."""
+    width, long = root.shape
     a[:] = 0.0
     b[:] = 0.0
     c[:] = 0.0
     d[:] = 0.0
-    means, squares = (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)
     for column in range(width):
-        xa, xb, xc, xd, factor = (
-            x[0, column],
-            x[1, column],
-            x[2, column],
-            x[3, column],
-            root[column],
-        )
-        for place in range(column + 1 if factors == width else factors):
+        one, two, three, four = x[0, column], x[1, column], x[2, column], x[3, column]
+        factor = root[column]
+        for place in range((column + 1) * arms if width * arms == long else long):
             by = factor[place]
-            a[place] += xa * by
-            b[place] += xb * by
-            c[place] += xc * by
-            d[place] += xd * by
-        by = mean[column]
-        means = (means[0] + xa * by, means[1] + xb * by, means[2] + xc * by, means[3] + xd * by)
-    for place in range(factors):
-        squares = (
-            squares[0] + a[place] * a[place], squares[1] + b[place] * b[place],
-            squares[2] + c[place] * c[place], squares[3] + d[place] * d[place],
-        )  # fmt: skip
-    for row in range(4):
-        out[0, row], out[1, row] = means[row], squares[row]
+            a[place] += one * by
+            b[place] += two * by
+            c[place] += three * by
+            d[place] += four * by
+
+
+@compiled
+def _score(
+    x: Floats, mean: Floats, along: Floats, offset: float, noise: float, out: Floats
+) -> None:
+    """Means and scales (2, A) of x (P,), of which ``along`` (F A,) is the product with factors."""
+    width, arms = mean.shape
+    out[:] = 0.0
+    means, squares = out[0], out[1]
+    for column in range(width):
+        for arm in range(arms):
+            means[arm] += x[column] * mean[column, arm]
+    for place in range(0, len(along), arms):
+        for arm in range(arms):
+            squares[arm] += along[place + arm] * along[place + arm]
+    for arm in range(arms):
+        means[arm] += offset
+        squares[arm] = math.sqrt(max(squares[arm], 1e-300)) * noise
 
 
 @compiled

@@ -233,7 +233,7 @@ def posterior(
     freedom = 2.0 * shape if spread is None else xp.asarray(np.inf)
     root = lower(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
     return LinearBelief(
-        xp.einsum("apq,aq->ap", vectors, along / shrunk),
+        arms_last(xp.einsum("apq,aq->ap", vectors, along / shrunk), space=space),
         root,
         noise,
         freedom,
@@ -243,10 +243,17 @@ def posterior(
 
 
 def lower(root: Array, *, space: Backend) -> Array:
-    """Factors (A, P, P) of the same covariances, in numpy lower triangular for `scores`."""
+    """Factors (A, P, P) of the same covariances, in numpy lower triangular, and `arms_last`."""
     if space.name != "numpy":
         return root
-    return np.ascontiguousarray(np.linalg.qr(root.swapaxes(1, 2)).R.swapaxes(1, 2))
+    return arms_last(np.linalg.qr(root.swapaxes(1, 2)).R.swapaxes(1, 2), space=space)
+
+
+def arms_last(array: Array, *, space: Backend) -> Array:
+    """The same (A, ...), in numpy with the arms side by side in memory, as `scores` reads it."""
+    if space.name != "numpy":
+        return array
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 0, -1)), -1, 0)
 
 
 def predicted(belief: LinearBelief, x: Array, *, space: Backend) -> Prediction:
@@ -267,8 +274,8 @@ def scores(
 
     Args:
         x: (B, P) float64.
-        mean: (A, P) float64.
-        root: (A, P, F) float64; those with as many columns as rows are `lower`.
+        mean: (A, P) float64, `arms_last`.
+        root: (A, P, F) float64, `arms_last`; those with as many columns as rows are `lower`.
         offset: () float64.
         noise: () float64.
         space: the namespace.
@@ -276,7 +283,8 @@ def scores(
     xp = space.xp
     if space.name == "numpy":
         out = np.empty((2, len(x), len(mean)))
-        kernels().scores(np.ascontiguousarray(x), mean, root, float(offset), float(noise), out)
+        x = np.ascontiguousarray(x)
+        kernels().scores(x, mean.T, _flat(root), float(offset), float(noise), out)
         return out[0], out[1]
     along = xp.matmul(x, xp.asarray(root))
     scale = noise * xp.sqrt(xp.maximum((along * along).sum(axis=-1), 1e-300)).T
@@ -288,8 +296,14 @@ def scores_alone(
 ) -> tuple[Array, Array]:
     """`scores` (A,) of the design of one segment and features (D,): numpy, in one call."""
     out = np.empty((2, 1, len(mean)))
-    kernels().scores_alone(segment, row, ONE, mean, root, float(offset), float(noise), out)
+    offset, noise = float(offset), float(noise)
+    kernels().scores_alone(segment, row, ONE, mean.T, _flat(root), offset, noise, out)
     return out[0, 0], out[1, 0]
+
+
+def _flat(root: Array) -> Array:
+    """Factors (A, P, F) that are `arms_last` as (P, F A)."""
+    return root.transpose(1, 2, 0).reshape(root.shape[1], -1)
 
 
 def variance(square: Array, mean: Array, rows: Array, xp: Array) -> Array:

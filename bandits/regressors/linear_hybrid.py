@@ -202,8 +202,8 @@ def _posterior(
     noise = xp.sqrt((numbers.guess + 0.5 * left) / numbers.shape)
     known = spread is not None
     return LinearBelief(
-        mean,
-        xp.concatenate([wide, alone], axis=2),
+        linear.arms_last(mean, space=space),
+        linear.arms_last(xp.concatenate([wide, alone], axis=2), space=space),
         xp.asarray(float(spread)) if known else noise,  # type: ignore[arg-type]
         xp.asarray(np.inf) if known else 2.0 * numbers.shape,
         numbers.offset,

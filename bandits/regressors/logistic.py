@@ -111,7 +111,7 @@ def posterior(
     first = xp.asarray([1.0] + [0.0] * (products.shape[-1] - 1))
     mean = xp.einsum("apq,aq->ap", vectors, along / shrunk) + centre * first
     root = linear.lower(vectors / xp.sqrt(shrunk)[:, None, :], space=space)
-    return LogisticBelief(mean, root, chosen)
+    return LogisticBelief(linear.arms_last(mean, space=space), root, chosen)
 
 
 def predicted(belief: LogisticBelief, x: Array, *, space: Backend) -> Prediction:
