@@ -166,7 +166,8 @@ def opened(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        # Without this all that has been read stays in memory.
+        return pq.ParquetFile(path, pre_buffer=False)
     except FileNotFoundError:
         raise Invalid(f"There is no file {path}.") from None
     except (pa.ArrowException, OSError):

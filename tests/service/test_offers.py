@@ -214,6 +214,19 @@ def test_a_campaign_that_ends_meanwhile_offers_nobody_anything(
     assert 100 <= len(decisions(loop.engine)) < 500
 
 
+def test_of_a_long_file_a_few_groups_are_in_memory(folder: Path) -> None:
+    """Its rows take 40 MB, a group 1 MB."""
+    path, values = folder / "long.parquet", np.random.default_rng(0).normal(size=(25, 5_000))
+    table = pa.table({f"f{place}": column for place, column in enumerate(values)})
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for _ in range(40):
+            writer.write_table(table)
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in offers._tables(path, 12_345):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 10e6
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no unit": ({"unit": None}, "unit: is not a column"),
     "a null": ({"unit": ["u"] * 499 + [None]}, "row 500 is required"),
