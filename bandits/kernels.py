@@ -4,9 +4,9 @@ Plain loops over numbers, in one order, and without the liberties that fast math
 the same bits alone and among others. Importing Numba takes half a second and 50 MB, so whoever
 calls these imports the module with the first such decision, and not at the start.
 
-The first call after an installation compiles for a second or two; what it made is kept beside the
-module, or in the user's cache, and read from there in a tenth of a second. Where neither can be
-written, every process compiles for itself.
+The first call after an installation compiles for some seconds (`prepare` does so ahead); what it
+made is kept beside the module, or in the user's cache, and read from there in a fraction of one.
+Where neither can be written, every process compiles for itself.
 
 Letters: ``B`` rows, ``A`` arms, ``P`` columns of a design, else as in :mod:`bandits.types`.
 """
@@ -19,6 +19,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from bandits.features import ONE
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -217,7 +219,7 @@ def _read(cubics: Floats, begin: float, step: float, logs: Floats, slopes: Float
 
 
 @compiled
-def quantise(values: Floats, centres: Floats, scales: Floats, one: float, out: Integers) -> float:
+def quantise(values: Floats, centres: Floats, scales: Floats, one: int, out: Integers) -> float:
     """Set ``out`` (D,) to ``(values - centres) / scales`` in 1 / ``one``, rounded to the next even.
 
     Return the greatest in size; where that is infinite, ``out`` is not all set.
@@ -230,3 +232,17 @@ def quantise(values: Floats, centres: Floats, scales: Floats, one: float, out: I
         greatest = max(greatest, abs(scaled))
         out[place] = int(scaled)
     return greatest
+
+
+def prepare() -> None:
+    """Compile, or read, all that a decision calls, with the types that it has there."""
+    from bandits import policies
+    from bandits.types import Contexts
+
+    policy = policies.make("logistic_thompson", arms=2, segments=1, features=1)
+    belief, mask = policy.believe(policy.init()), np.ones((2, 2), dtype=bool)
+    rows = Contexts(np.zeros(2, np.int32), np.zeros((2, 1), np.int64))
+    policy.probabilities(belief, rows, mask)
+    assert policy.single is not None
+    policy.single(belief, 0, rows.features[0], mask[0])
+    quantise(np.zeros(1), np.zeros(1), np.ones(1), ONE, np.zeros(1, np.int64))

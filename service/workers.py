@@ -14,9 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import structlog
 
+import bandits
 from service.listener import INHERITED
 
 READY = "BARTER_READY"
@@ -48,6 +50,7 @@ class Workers:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self._workers = [self._start() for _ in range(self._count)]
+        compiling = compile_ahead(Path(bandits.__file__).parent)
         while not self._stop:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
@@ -60,6 +63,9 @@ class Workers:
                 self._renew = False
                 for place in range(self._count):
                     self._replace(place)
+        if compiling is not None:
+            compiling.kill()
+            compiling.wait()
         for worker in self._workers:
             worker.terminate()
         for worker in self._workers:
@@ -98,6 +104,19 @@ class Workers:
             old.wait(0 if self._stop else RETIRE_SECONDS)
         old.terminate()
         _ended(old, STOP_SECONDS)
+
+
+def compile_ahead(library: Path) -> subprocess.Popen[bytes] | None:
+    """Have `bandits.kernels` compiled, in a process that yields, if nobody has since it is there.
+
+    The first worker that serves a campaign by contexts would do so, and take some seconds.
+    """
+    installed = (library / "kernels.py").stat().st_mtime
+    made = (library / "__pycache__").glob("kernels.*.nbi")
+    if any(one.stat().st_mtime > installed for one in made):
+        return None
+    code = "import os; os.nice(5); from bandits import kernels; kernels.prepare()"
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL)
 
 
 def _ended(worker: subprocess.Popen[bytes], seconds: float) -> None:

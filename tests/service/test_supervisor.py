@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import bandits
+from bandits import kernels
+from service import workers
 from service.config import Config
 from service.supervisor import Barter
 
@@ -58,6 +61,19 @@ def answers(port: int) -> bool:
             return bool(reply.status == 200)
     except OSError:
         return False
+
+
+def test_kernels_are_compiled_ahead_once(tmp_path: Path) -> None:
+    kernels.prepare()
+    assert workers.compile_ahead(Path(bandits.__file__).parent) is None
+    (tmp_path / "kernels.py").touch()
+    (tmp_path / "__pycache__").mkdir()
+    kept = tmp_path / "__pycache__" / "kernels.best-1.py311.nbi"
+    kept.touch()
+    os.utime(kept, (1, 1))  # of an earlier release
+    made = workers.compile_ahead(tmp_path)
+    assert made is not None
+    assert made.wait(60) == 0
 
 
 def running(data: Path) -> list[int]:
