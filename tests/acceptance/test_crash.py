@@ -91,7 +91,7 @@ def test_nothing_acknowledged_is_lost_or_doubled(
         assert load.wrong == []
         assert load.answers_during_outage > 100
         wait_until_learnt(own_engine, len(load.decided), len(load.reported))
-        found = verify(own_engine, "spring", sample=1000)
+        found = verify(own_engine, "spring", sample=200)
         assert found.holds, found
         with own_engine.connect() as connection:
             decided = {

@@ -1,6 +1,7 @@
 """A decision that was logged can be recomputed bit for bit, and a log that lies is found out."""
 
 import datetime as dt
+import functools
 import uuid
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ from service.definition import CampaignDefinition
 from service.eligibility import mask_bits
 from service.errors import UnknownDecision
 from service.models import Campaign, CampaignRevision, Decision, Snapshot
-from service.replay import Irreproducible, replay
+from service.replay import Irreproducible, live_at, replay
 from service.snapshots import Choice, LiveCampaign
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -114,7 +115,8 @@ def test_logged_decisions_replay_bit_for_bit(session: Session) -> None:
         choice = live.draw(segment, mask, id.bytes)
         rows.append(_row(live, choice, id=id, segment=segment, mask=mask))
     session.execute(insert(Decision), rows)
-    replays = [replay(session, uuid.UUID(int=number)) for number in range(300)]
+    past = functools.cache(functools.partial(live_at, session))
+    replays = [replay(session, uuid.UUID(int=number), past=past) for number in range(300)]
     assert all(one.same for one in replays)
     assert {one.logged.arm for one in replays} == {0, 1, 2}
     assert len({one.logged.simplex for one in replays}) == 6
