@@ -8,7 +8,7 @@ few milliseconds; readers always see one whole, immutable picture.
 import threading
 import time
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -129,6 +129,8 @@ class Catalogue:
             document = orjson.loads(self._spool.read("catalogue"))
             rows = {row["id"]: row for row in document["campaigns"]}
             keys = {row["public_id"]: _key(row) for row in document["keys"]}
+            # Known at once: to load campaigns may take a second, or more (`bandits.kernels`).
+            self._picture = replace(old, keys=keys)
         if "popular" in changed:
             popular = tuple(orjson.loads(self._spool.read("popular")))
         names = old.names | (changed & {"catalogue", "units"})

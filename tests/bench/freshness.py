@@ -155,7 +155,7 @@ def live(config: Config, url: str, rate: float, seconds: float) -> tuple[load.Sa
         number = campaigns.create(session, wanted, actor="bench").id
         campaigns.transition(session, wanted.key, "launch", actor="bench")
         _, key = keys.create(session, name="bench", scopes=["decide", "reward"], actor="bench")
-    time.sleep(2)
+    time.sleep(5)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     made = decided(config.port, headers, round(rate * seconds))
     events = [

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = Config(data=Path(folder), secret=os.urandom(32).hex().encode(), port=free_port())
         with Barter(config, quiet=True) as barter:
             key = launch(barter.database_url)
-            time.sleep(2)
+            time.sleep(5)
             _warm(config.port, key, names)
             found: dict[tuple[str, str], list[Sample]] = {}
             for _ in range(chosen.rounds):

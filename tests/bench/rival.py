@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found: dict[str, list[Sample]] = {PLAIN: [], "the rival's": []}
         with Barter(config, quiet=True) as barter, rival(theirs, best) as port:
             ours = requests(launch(barter.database_url))[PLAIN]
-            time.sleep(2)
+            time.sleep(5)
             for _ in range(chosen.rounds):
                 for kind, where, request in (
                     (PLAIN, config.port, ours), ("the rival's", port, asked),

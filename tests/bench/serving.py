@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         with Barter(config, quiet=True) as barter:
             asked = requests(launch(barter.database_url))
-            time.sleep(2)
+            time.sleep(5)
             ports = free_port(), free_port()
             beside = [*ours(ports[0]), *granian(ports[1])]
             for port in ports:

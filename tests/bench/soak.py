@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Barter(config, quiet=True) as barter:
             asked = requests(launch(barter.database_url))[PLAIN]
             engine = db.engine(barter.database_url)
-            time.sleep(2)  # until the workers know the key
+            time.sleep(5)  # until the workers know the key and the campaign
             most = load.closed(config.port, asked, connections=chosen.connections, seconds=10)
             rate = chosen.rate or SHARE * most.per_second
             print(f"{rate:,.0f} requests/s of {most.per_second:,.0f}\n")
