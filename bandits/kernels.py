@@ -11,13 +11,16 @@ Where neither can be written, every process compiles for itself.
 Letters: ``B`` rows, ``A`` arms, ``P`` columns of a design, else as in :mod:`bandits.types`.
 """
 
-import functools
+import contextlib
 import math
+import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 
 from bandits.features import ONE
@@ -28,13 +31,35 @@ Integers = NDArray[np.int64]
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 
+class Kept(FunctionCache):
+    """Machine code on disk, without which everything goes on: what cannot be read is made anew."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what is kept, or None."""
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            warnings.warn(f"machine code cannot be read, and is made anew: {error}", stacklevel=2)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep it, if that can be done; an index that cannot be read gives way to a new one."""
+        try:
+            try:
+                super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+            except (pickle.UnpicklingError, EOFError):
+                self.flush()  # type: ignore[no-untyped-call]
+                super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            warnings.warn(f"machine code cannot be kept: {error}", stacklevel=2)
+
+
 def compiled(function: Compiled) -> Compiled:
     """A function of numbers and arrays as machine code, which the disk keeps where it can."""
-    make = functools.partial(numba.njit, error_model="numpy", nogil=True)
-    try:
-        return cast(Compiled, make(cache=True)(function))
-    except RuntimeError:  # there is no place to keep it
-        return cast(Compiled, make()(function))
+    made: Any = numba.njit(error_model="numpy", nogil=True)(function)
+    with contextlib.suppress(RuntimeError):  # there is no place to keep it
+        made._cache = Kept(function)  # type: ignore[no-untyped-call]
+    return cast(Compiled, made)
 
 
 @compiled

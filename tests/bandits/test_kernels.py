@@ -1,5 +1,9 @@
 """The compiled loops, beside the same in numpy."""
 
+import importlib
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,3 +53,27 @@ def test_what_no_disk_can_keep_is_compiled_all_the_same() -> None:
     made: dict[str, Any] = {}
     exec("def twice(x):\n    return 2.0 * x", made)
     assert kernels.compiled(made["twice"])(3.0) == 6.0
+
+
+@pytest.mark.parametrize("ending", ["nbc", "nbi"])
+def test_machine_code_that_is_damaged_or_cannot_be_kept_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    (tmp_path / "looped.py").write_text("def twice(x):\n    return 2.0 * x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    twice = importlib.import_module("looped").twice
+    assert kernels.compiled(twice)(3.0) == 6.0
+    (kept,) = (tmp_path / "__pycache__").glob(f"looped.*.{ending}")
+    kept.write_bytes(kept.read_bytes()[:40])
+    with pytest.warns(UserWarning, match="is made anew"):
+        assert kernels.compiled(twice)(3.0) == 6.0
+    with warnings.catch_warnings():  # mended
+        warnings.simplefilter("error")
+        assert kernels.compiled(twice)(3.0) == 6.0
+    for one in (tmp_path / "__pycache__").glob("looped.*.nb?"):
+        one.unlink()
+        if one.suffix == ".nbc":
+            one.mkdir()  # nothing can be written there, as on a disk that is full
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert kernels.compiled(twice)(3.0) == 6.0
+    sys.modules.pop("looped")
