@@ -47,6 +47,8 @@ class Catalogue:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._picture = _Picture()
+        # Two that load at once would each begin from what the other has just replaced.
+        self._loading = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -107,10 +109,11 @@ class Catalogue:
             self._thread = None
 
     def refresh(self) -> None:
-        """Take the newest generation if there is one."""
-        generation = self._spool.generation()
-        if generation != self._picture.generation:
-            self._picture = self._load(generation)
+        """Take the newest generation if there is one; wait for a thread that is at it."""
+        with self._loading:
+            generation = self._spool.generation()
+            if generation != self._picture.generation:
+                self._picture = self._load(generation)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_SECONDS):

@@ -1,5 +1,7 @@
 """What serving knows: one whole picture, that trouble with one campaign does not spoil."""
 
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,3 +57,30 @@ def test_an_edit_reloads_the_edited_campaign_only(loop: Loop) -> None:
     assert loop.runtime.catalogue.campaign("summer") is summer
     assert loop.live is not spring
     assert loop.live.definition.name == "Other"
+
+
+def test_a_campaign_that_has_been_brought_stays_while_another_thread_looks(
+    loop: Loop, config: Config
+) -> None:
+    """As a local client's two do: the one that brings news, and the one that looks for them."""
+    loop.launch()
+    made = Runtime(config)
+    changed, looked = made.spool.changed, threading.Event()
+
+    def put_aside(since: int) -> dict[str, int]:
+        found = changed(since)
+        if threading.current_thread() is follower:
+            looked.set()
+            time.sleep(0.3)
+        return found
+
+    made.spool.changed = put_aside  # type: ignore[method-assign]
+    follower = threading.Thread(target=made.catalogue.refresh)
+    follower.start()
+    looked.wait()
+    made.catalogue.refresh()
+    seen = [made.catalogue.campaign("spring")]
+    while follower.is_alive():
+        seen.append(made.catalogue.campaign("spring"))
+    made.stop()
+    assert None not in seen
