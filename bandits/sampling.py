@@ -80,6 +80,34 @@ def uniforms(seed: str | bytes, keys: Iterable[str | bytes]) -> NDArray[np.float
     return bits.astype(np.float64) * _UNIT
 
 
+def uniforms_by_block(seed: str | bytes, keys: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """A number in [0, 1) for every key (B, K) of K bytes, as a (B,) array.
+
+    Other numbers than :func:`uniform`'s, of the same quality: keys that differ in their last three
+    bits only, a block, have theirs from one BLAKE2b hash of 64 bytes, eight bytes each. So numbers
+    for keys that count up take an eighth of the time.
+    """
+    lane, blocks = keys[:, -1] & 7, keys.copy()
+    blocks[:, -1] -= lane
+    begins = np.ones(len(keys), dtype=bool)
+    begins[1:] = (blocks[1:] != blocks[:-1]).any(axis=1)
+    # The length of a hash is part of what is hashed: none of these is the beginning of another's.
+    fresh = blake2b(key=_secret(seed)).copy
+    digests = []
+    for block in blocks[begins]:
+        hashed = fresh()
+        hashed.update(block)
+        digests.append(hashed.digest())
+    eight = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 8)
+    bits: NDArray[np.uint64] = eight[np.cumsum(begins) - 1, lane] >> 11
+    return bits.astype(np.float64) * _UNIT
+
+
+def uniform_by_block(seed: str | bytes, key: bytes) -> float:
+    """:func:`uniforms_by_block` of one key."""
+    return float(uniforms_by_block(seed, np.frombuffer(key, np.uint8)[None])[0])
+
+
 def draw(simplex: Sequence[float] | NDArray[np.float64], u: float) -> int:
     """The first arm whose cumulative probability exceeds ``u``.
 

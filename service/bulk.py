@@ -1,9 +1,10 @@
 """Many decisions at once: the checkout path of `service.decide`, column by column.
 
-Rows of one campaign that get the same segment, mask and explanation are decided together. What
-they are drawn with is a function of the same things as of a single decision: bit for bit, but for
-policies that decide by features, whose simplexes are computed together and agree to eight digits
-(`LiveCampaign.simplexes`). Their explanation says ``together``, and `service.replay` knows. A list
+Rows of one campaign that get the same segment, mask and explanation are decided together. They have
+the simplexes of single decisions, bit for bit, but for policies that decide by features, whose
+simplexes are computed together and agree to eight digits (`LiveCampaign.simplexes`); their
+explanation says ``together``. Their ids count up, so that their numbers come eight from a hash
+(`sampling.uniforms_by_block`); the explanation says ``block``. `service.replay` knows both. A list
 is one record in the local log (`service.columnar`) for each campaign that it names.
 
 What has to be looked up or kept one by one goes the other way: request ids, products, arms that a
@@ -363,8 +364,6 @@ def chosen(
     definition, rows = campaign.definition, len(units)
     kinds, kind = _kinds(campaign, units, known, now)
     encoded = columns.encoded(definition, known, rows)
-    raw = ids.tobytes()
-    keys = [raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES)]
     arm = np.full(rows, definition.default_index, dtype=np.int64)
     drawn = np.array([one.reason == "policy" for one in kinds], dtype=bool)[kind]
     if drawn.any() and campaign.served.contextual:
@@ -373,11 +372,11 @@ def chosen(
         segments = np.array([one.segment for one in kinds])[kind[where]]
         masks = np.array([one.mask for one in kinds])[kind[where]]
         own[where] = campaign.simplexes(segments, masks, encoded[where])
-        numbers = sampling.uniforms(campaign.seed, [keys[row] for row in where.tolist()])
+        numbers = sampling.uniforms_by_block(campaign.seed, ids[where])
         arm[where] = sampling.draws(own[where], numbers)
         return Batch(campaign, now, ids, b"".join(units), kinds, kind, arm, own, encoded)
     if drawn.any():
-        numbers = sampling.uniforms(campaign.seed, keys)
+        numbers = sampling.uniforms_by_block(campaign.seed, ids)
         for place, one in enumerate(kinds):
             if one.reason == "policy":
                 where = np.flatnonzero(kind == place)
@@ -431,7 +430,7 @@ def _kind(
     elif mask == 0:
         reason = "no_eligible_arm"
     else:
-        reason = "policy"
+        reason, said["block"] = "policy", True
         if not campaign.served.contextual:
             simplex = campaign.simplex(segment, mask)
     return Kind(segment, mask, reason, orjson.dumps(said), simplex.astype("<f8").tobytes())
@@ -486,11 +485,17 @@ def _filled(
 
 
 def random_ids(campaign: int, rows: int) -> Bytes:
-    """Return as many new decision ids (B, 16): `decide.decision_id` without a request id."""
+    """Return as many new decision ids (B, 16): of a random one, and of those that follow it.
+
+    They have the form of `decide.decision_id` without a request id. Where they begin hangs on so
+    many random bits as are left of 74 when the rows have been counted.
+    """
     ids = np.empty((rows, ID_BYTES), dtype=np.uint8)
+    random = np.frombuffer(os.urandom(RANDOM_BYTES), np.uint8)
     ids[:, :6] = np.frombuffer(campaign.to_bytes(4, "big") + security.tick(), np.uint8)
-    random = os.urandom(rows * RANDOM_BYTES)
-    ids[:, 6:] = np.frombuffer(random, np.uint8).reshape(rows, RANDOM_BYTES)
-    ids[:, 6] = ids[:, 6] & 0x0F | 0x80
-    ids[:, 8] = ids[:, 8] & 0x3F | 0x80
+    ids[:, 6], ids[:, 7] = random[0] & 0x0F | 0x80, random[1]
+    start = int.from_bytes(random[2:].tobytes(), "big") & (1 << 62) - 1 | 1 << 63
+    start = start >> rows.bit_length() << rows.bit_length()
+    numbers = np.arange(rows, dtype=np.uint64) + np.uint64(start)
+    ids[:, 8:] = numbers.astype(">u8").view(np.uint8).reshape(rows, 8)
     return ids

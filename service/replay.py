@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bandits import artefact
+from bandits import artefact, sampling
 from service.definition import CampaignDefinition
 from service.errors import UnknownDecision
 from service.models import Campaign, CampaignRevision, Decision, Retraining, Snapshot
@@ -46,6 +46,8 @@ class Replay:
     """The campaign as it was then."""
     together: bool = False
     """Whether the simplex was computed together with others, so that its last digits differ."""
+    number: float | None = None
+    """The number in [0, 1) that drew the arm, None when not random."""
 
     @property
     def same(self) -> bool:
@@ -85,8 +87,15 @@ def replay(session: Session, decision_id: uuid.UUID, *, past: Past | None = None
     else:
         recomputed = live.draw(source.segment, source.mask, source.id.bytes, source.context)
     together = source is not None and bool(source.why.get("together"))
-    if source is not None and together:
-        recomputed = live.drawn_from(tuple(decision.simplex), recomputed, source.id.bytes)
+    number = None
+    if source is not None:
+        block = source.why.get("block")
+        hashed = sampling.uniform_by_block if block else sampling.uniform
+        number = hashed(live.seed, source.id.bytes)
+        if block or together:
+            simplex = tuple(decision.simplex) if together else recomputed.simplex
+            arm = sampling.draw(simplex, number)
+            recomputed = Choice(arm, recomputed.simplex[arm], recomputed.simplex)
     return Replay(
         decision_id=decision.id,
         drawn_as=source.id if source else None,
@@ -95,6 +104,7 @@ def replay(session: Session, decision_id: uuid.UUID, *, past: Past | None = None
         recomputed=recomputed,
         live=live,
         together=together,
+        number=number,
     )
 
 

@@ -379,11 +379,6 @@ class LiveCampaign:
             drawn.append(Choice(arm, chances[arm], tuple(chances)))
         return drawn
 
-    def drawn_from(self, logged: tuple[float, ...], computed: Choice, key: bytes) -> Choice:
-        """Return a simplex as computed by itself, with the arm that the key draws from another."""
-        arm = sampling.draw(logged, sampling.number(self._hashed(key)))
-        return Choice(arm, computed.simplex[arm], computed.simplex)
-
     def certain(self, arm: int) -> Choice:
         """Return an arm that was not drawn: it had probability one."""
         return self._certain[arm]

@@ -11,7 +11,6 @@ from flask import request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from bandits import sampling
 from service import campaigns, contexts, history, replay, security
 from service.definition import EVERYONE, CampaignDefinition, RecommendedOffer
 from service.errors import UnknownDecision
@@ -234,13 +233,12 @@ class Draw:
 
 def _draw(told: history.Explanation, repeated: replay.Replay | None) -> Draw | None:
     """Return the draw of a decision; None where nothing was drawn or it cannot be repeated."""
-    if repeated is None or repeated.drawn_as is None or not repeated.same:
+    if repeated is None or repeated.number is None or not repeated.same:
         return None
     made = told.decision
     low = sum(made.simplex[: made.arm])
     origin = repeated.drawn_as if repeated.drawn_as != made.id else None
-    number = sampling.uniform(told.campaign.seed, repeated.drawn_as.bytes)
-    return Draw(number, low, low + made.propensity, origin)
+    return Draw(repeated.number, low, low + made.propensity, origin)
 
 
 def _products(session: Session, told: history.Explanation) -> list[dict[str, str | None]] | None:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from bandits import sampling
@@ -18,6 +19,38 @@ def test_uniforms_are_a_fixed_function_of_seed_and_key() -> None:
     for bad in ("", "x" * 65):
         with pytest.raises(ValueError, match="seed"):
             sampling.uniform(bad, "key")
+
+
+def counted(first: int, rows: int) -> NDArray[np.uint8]:
+    numbers = np.arange(first, first + rows, dtype=">u8").view(np.uint8).reshape(rows, 8)
+    return np.hstack([np.full((rows, 8), 7, np.uint8), numbers])
+
+
+def test_numbers_by_block_hang_on_seed_and_key_only() -> None:
+    keys = counted(250, 1000)
+    u = sampling.uniforms_by_block("seed", keys)
+    assert len(set(u)) == 1000
+    mixed = np.random.default_rng(1).permutation(1000)
+    np.testing.assert_array_equal(sampling.uniforms_by_block(b"seed", keys[mixed]), u[mixed])
+    alone = [sampling.uniform_by_block("seed", key.tobytes()) for key in keys[:20]]
+    assert alone == u[:20].tolist()
+    assert not set(u) & set(sampling.uniforms_by_block("other", keys))
+    assert not set(u) & set(sampling.uniforms("seed", [key.tobytes() for key in keys]))
+    assert sampling.uniform_by_block("seed", bytes(16)) == 0.15206428201909472
+    assert len(sampling.uniforms_by_block("seed", keys[:0])) == 0
+    with pytest.raises(ValueError, match="seed"):
+        sampling.uniform_by_block("", b"key")
+
+
+def test_numbers_by_block_are_uniform_and_independent_within_blocks() -> None:
+    u = sampling.uniforms_by_block("seed", counted(0, 160_000))
+    assert stats.kstest(u, "uniform").pvalue > 0.001
+    lanes = u.reshape(-1, 8)
+    for lane in lanes.T:
+        assert stats.kstest(lane, "uniform").pvalue > 0.0001
+    off = np.asarray(np.corrcoef(lanes.T))[np.triu_indices(8, 1)] * np.sqrt(len(lanes))
+    assert np.abs(off).max() < 4.5
+    assert abs(np.asarray(np.corrcoef(u[1:], u[:-1]))[0, 1]) < 0.01
 
 
 def test_uniforms_are_uniform() -> None:

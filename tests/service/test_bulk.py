@@ -11,6 +11,7 @@ import orjson
 import pytest
 from sqlalchemy import Engine, select
 
+from bandits import sampling
 from service import bulk, columnar, columns, db, decide
 from service.config import Config
 from service.errors import IdempotencyConflict
@@ -102,7 +103,7 @@ def scalar(loop: Loop, request: DecisionRequest, id: uuid.UUID) -> dict[str, Any
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("sensible", [True, False])
 def test_a_list_decides_as_single_requests_do(loop: Loop, policy: str, sensible: bool) -> None:
-    """Of the same ids, in every field of the log, in every bit.
+    """In every field of the log, in every bit, but for the number that draws the arm.
 
     Simplexes by features are computed together, so those agree to eight digits.
     """
@@ -144,18 +145,24 @@ def test_a_list_decides_as_single_requests_do(loop: Loop, policy: str, sensible:
     if policy != "thompson_beta":
         for row, one in zip(rows, wanted, strict=True):
             assert row["why"].pop("together") is True
-            assert row["simplex"] == pytest.approx(one.pop("simplex"), abs=TOGETHER)
-            assert row.pop("propensity") == row.pop("simplex")[row["arm"]]
-            del one["propensity"]
+            assert row["simplex"] == pytest.approx(one["simplex"], abs=TOGETHER)
+            one["simplex"] = row["simplex"]
+    for row, one in zip(rows, wanted, strict=True):
+        if row["reason"] == "policy":
+            assert row["why"].pop("block") is True
+            drawn = sampling.uniform_by_block(loop.live.seed, row["id"].bytes)
+            one["arm"] = sampling.draw(row["simplex"], drawn)
+        one["propensity"] = row["simplex"][one["arm"]]
     assert rows == wanted
     if not sensible:
         assert len({row["segment"] for row in rows}) == 4
         assert {"policy", "holdout"} <= {row["reason"] for row in rows}
 
 
-def test_the_log_has_them_as_any_other_decision(loop: Loop) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_log_has_them_as_any_other_decision(loop: Loop, policy: str) -> None:
     """One record on disk; in PostgreSQL rows like others, which learn, replay and verify."""
-    number = loop.launch(features=FEATURES, segments=SEGMENTS, policy={"name": "linear_thompson"})
+    number = loop.launch(features=FEATURES, segments=SEGMENTS, **POLICIES[policy])
     rng = random.Random(3)
     asked = [DecisionRequest(campaign="spring", unit=f"u{n}", attributes=attributes(rng))
              for n in range(300)]  # fmt: skip
