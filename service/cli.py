@@ -120,6 +120,7 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     from service import db
     from service.auto import Chooser
     from service.learner import Learner
+    from service.pending import Enterer
     from service.retention import Keeper
     from service.retraining import Retrainer
     from service.supervisor import database_url, follow, until_signalled
@@ -130,6 +131,7 @@ def learn(config: Config, _: argparse.Namespace) -> int:
     keep = dt.timedelta(days=config.keep_days) if config.keep_days else None
     beside = {
         "keeper": Keeper(_patient(url), keep=keep).run,
+        "enterer": Enterer(_patient(url)).run,
         "chooser": Chooser(db.engine(url)).run,
         "retrainer": Retrainer(db.engine(url)).run,
         "observer": schedule.Observer(_patient(url)).run,
@@ -274,9 +276,10 @@ def decide_file(config: Config, arguments: argparse.Namespace) -> int:
     has a row for each, in the same order: decision_id (report outcomes under it), arm, offer,
     propensity, reason, segment.
 
-    Decisions are in the log as any other, when the run ends and while it goes on: reports see them,
-    and the campaign learns from their outcomes. A run that was cut short goes on where it stood:
-    just run it again with the same names. No customer gets two decisions of one run.
+    Decisions are in PostgreSQL when the offers are written, and are then entered in the log like
+    any other: reports see them, and the campaign learns from their outcomes. Should the command be
+    stopped meanwhile, barter serve enters the rest. A run that was cut short goes on where it
+    stood: just run it again with the same names. No customer gets two decisions of one run.
 
     Campaigns with a budget, sticky arms or recommended products are asked by POST /v1/decisions.
 

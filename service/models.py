@@ -437,6 +437,21 @@ class Run(Base):
     finished_at: Mapped[When | None]
 
 
+class PendingDecisions(Base):
+    """Decisions of a run that are not in the log yet, packed as in a local log: a chunk in a row.
+
+    See `service.pending`; ``packed`` is a `service.columnar.Packed`, which is not compressed.
+    """
+
+    __tablename__ = "pending_decisions"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
+    rows: Mapped[int] = mapped_column(Integer)
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[Now]
+
+
 class Outcome(Base):
     """One event about a decision, unique by its event id; may be late, negative or early.
 

@@ -2,32 +2,37 @@
 
     a chunk of rows → arms, drawn as ever (`service.bulk`) → a part of the output, on disk
         → the decisions and how far the run has come, in one transaction of PostgreSQL
+    all parts → the output; all decisions → the log (`service.pending`)
 
 A decision's id derives from its run and its row, and a run advances with its decisions: one that is
-killed, wherever, goes on where it stood, and no row is decided twice. Its part of the output is
-written before, so it is there whenever its decisions are; a part without decisions is written
-again. The parts become one file at the end. While one chunk is stored the next is computed, so two
-are in memory, whatever the size of the file.
+killed, wherever, goes on where it stood, and no row is decided twice. A chunk's part of the output
+is written before, so it is there whenever its decisions are; a part without decisions is written
+again. Few chunks are in memory, whatever the size of the file: those that are being computed, one
+that is being kept, and one that waits for that.
 
-The decisions go straight into the log, not through a host's local log: what is in PostgreSQL is
-durable already. So the command needs the database, and a campaign whose decisions hang on nothing
-else: no budget, no sticky arms, no recommended products.
+The decisions go straight into PostgreSQL, not through a host's local log: what is there is durable
+already. So the command needs the database, and a campaign whose decisions hang on nothing else: no
+budget, no sticky arms, no recommended products.
 """
 
+import contextlib
 import datetime as dt
+import fcntl
 import hashlib
 import os
 import secrets
+import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
-from service import arrow, audit, bulk, columnar, contexts, copying, queries
+from service import arrow, audit, bulk, columnar, contexts, copying, pending, queries
 from service.campaigns import get
 from service.columnar import Bytes
 from service.db import transaction
@@ -38,6 +43,8 @@ from service.runtime import Pseudonyms
 from service.snapshots import LiveCampaign, whole
 
 CHUNK = 20_000
+DECIDERS = min(2, os.cpu_count() or 1)
+"""How many chunks are computed at a time."""
 TOKEN_BITS, ROW_BYTES = 50, 5
 ENDS_BYTES = 1 << 20
 Progress = Callable[[int], None]
@@ -195,61 +202,98 @@ def _invalid(name: str, text: str) -> Invalid:
     return Invalid(f"{name}: {text}.", errors=[FieldError(name, text)])
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Rows that have been decided about and not been kept yet."""
+class _Chunk(NamedTuple):
+    """Rows whose part of the output is written, and whose decisions are not in PostgreSQL yet."""
 
     since: int
-    batch: bulk.Batch
-    table: Any
-
-    @property
-    def until(self) -> int:
-        return self.since + len(self.batch.arm)
+    until: int
+    decisions: columnar.Packed
 
 
 def work(
-    engine: Engine, job: Job, pseudonym: Pseudonyms, *, progress: Progress = lambda _: None
-) -> None:
-    """Decide about the rows that are left, and write the output.
+    engine: Engine, job: Job, pseudonym: Pseudonyms, *, progress: Progress = lambda _: None,
+    entering: Progress = lambda _: None,
+) -> None:  # fmt: skip
+    """Decide about the rows that are left, write the output, and enter the decisions in the log.
 
-    ``progress`` hears how many rows are done, and may raise to stop.
+    ``progress`` hears how many rows are done, and then, when the output is there, ``entering`` how
+    many decisions the log has not got yet. Either may raise to stop.
 
     Raises:
         BarterError: the campaign does not run any more, or another process is at it.
     """
-    rows = job.run.rows
-    progress(rows)
-    stored: Future[None] | None = None
-    with ThreadPoolExecutor(1) as storing:
-        try:
-            for chunk in _decided(engine, job, pseudonym, rows):
+    with _alone(engine, job):
+        rows = job.run.rows
+        progress(rows)
+        stored: Future[None] | None = None
+        with ThreadPoolExecutor(1) as storing:
+            try:
+                for chunk in _decided(engine, job, pseudonym, rows):
+                    if stored is not None:
+                        stored.result()
+                        progress(rows)
+                    stored, rows = storing.submit(_keep, engine, job.run, chunk), chunk.until
+            finally:
                 if stored is not None:
                     stored.result()
-                    progress(rows)
-                stored, rows = storing.submit(_keep, engine, job, chunk), chunk.until
-        finally:
-            if stored is not None:
-                stored.result()
-    progress(rows)
-    _join(job)
+        progress(rows)
+        _join(job)
+    while left := pending.waiting(engine, job.run.id):
+        entering(left)
+        pending.enter(engine)
+    entering(0)
+
+
+@contextlib.contextmanager
+def _alone(engine: Engine, job: Job) -> Iterator[None]:
+    """Keep other processes off a run's parts; those that ran ahead of the log are removed.
+
+    Raises:
+        TakenOver: another process is at it, or has been since the job began.
+    """
+    with (job.parts / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TakenOver() from None
+        with transaction(engine) as session:
+            if session.get_one(Run, job.run.id).rows != job.run.rows:
+                raise TakenOver()
+        for part in job.parts.glob("*.parquet"):
+            if int(part.stem) >= job.run.rows:
+                part.unlink()
+        yield
 
 
 def _decided(engine: Engine, job: Job, pseudonym: Pseudonyms, rows: int) -> Iterator[_Chunk]:
+    """Yield the rest of the chunks in their order; several are computed at a time."""
     live: LiveCampaign | None = None
-    for table in _tables(job.input, rows):
-        live = _live(engine, job.run.campaign_id, live)
-        known = arrow.attributes_of(
-            table, [name for name in table.column_names if name in live.definition.reads]
-        )
-        names = _units(table, job.unit, rows)
-        units, now = pseudonym.many(names), dt.datetime.now(dt.UTC)
-        told = bulk.completed(_stored(engine), live.definition, units, dict(known), now)
-        ids = derived_ids(live.id, job.run.token, rows, len(units))
-        batch = bulk.chosen(live, ids, units, told, now)
-        made = arrow.table_of(batch.answers())
-        yield _Chunk(rows, batch, made.add_column(0, "unit", [names]))
-        rows += len(units)
+    made: deque[Future[_Chunk]] = deque()
+    with ThreadPoolExecutor(DECIDERS) as deciding:
+        for table in _tables(job.input, rows):
+            live = _live(engine, job.run.campaign_id, live)
+            made.append(deciding.submit(_decide, engine, job, pseudonym, live, table, rows))
+            rows += table.num_rows
+            if len(made) >= DECIDERS:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+
+
+def _decide(
+    engine: Engine, job: Job, pseudonym: Pseudonyms, live: LiveCampaign, table: Any, since: int
+) -> _Chunk:
+    """Decide about the rows of a table, and write their part of the output."""
+    known = arrow.attributes_of(
+        table, [name for name in table.column_names if name in live.definition.reads]
+    )
+    names = _units(table, job.unit, since)
+    units, now = pseudonym.many(names), dt.datetime.now(dt.UTC)
+    told = bulk.completed(_stored(engine), live.definition, units, dict(known), now)
+    ids = derived_ids(live.id, job.run.token, since, len(units))
+    batch = bulk.chosen(live, ids, units, told, now)
+    _write(job, since, arrow.table_of(batch.answers()).add_column(0, "unit", [names]))
+    return _Chunk(since, since + len(units), batch.packed())
 
 
 def _tables(path: Path, rows: int) -> Iterator[Any]:
@@ -326,22 +370,29 @@ def _stored(engine: Engine) -> Callable[[Sequence[bytes]], dict[bytes, bytes]]:
     return attributes_of
 
 
-def _keep(engine: Engine, job: Job, chunk: _Chunk) -> None:
-    """Write a chunk's part of the output, then its decisions and the run's progress."""
+def _write(job: Job, since: int, table: Any) -> None:
+    """Write the part of the output from a row on."""
     import pyarrow.parquet as pq
 
-    path = job.parts / f"{chunk.since:015d}.parquet"
-    pq.write_table(chunk.table, path.with_suffix(".new"), compression="zstd")
+    path = job.parts / f"{since:015d}.parquet"
+    pq.write_table(table, path.with_suffix(".new"), compression="zstd")
     _synchronised(path.with_suffix(".new"))
     path.with_suffix(".new").rename(path)
-    stream = columnar.copy_stream(chunk.batch.packed())
-    place = {"id": job.run.id, "since": chunk.since, "until": chunk.until}
+
+
+def _keep(engine: Engine, run: Run, chunk: _Chunk) -> None:
+    """Keep a chunk's decisions, to be entered in the log, and the run's progress.
+
+    Only the last is waited for until it is on PostgreSQL's disk, and all before it then are: should
+    PostgreSQL lose some, the run goes on where they end.
+    """
+    place = {"id": run.id, "since": chunk.since, "until": chunk.until}
     with engine.begin() as connection:
-        connection.execute(queries.LOCK_LOG)
+        if chunk.until < run.total:
+            connection.execute(queries.WITHOUT_DISK)
         if connection.execute(queries.ADVANCE_RUN, place).rowcount != 1:
             raise TakenOver()
-        queries.copy(connection, queries.COPY_DECISIONS, stream)
-        connection.execute(select(func.pg_notify("barter", "log")))
+        pending.keep(connection, run.id, chunk.decisions)
 
 
 def _synchronised(path: Path) -> None:
@@ -367,6 +418,4 @@ def _join(job: Job) -> None:
         raise BarterError(f"The output has {count:,} rows; the file has {job.run.total:,}.")
     _synchronised(whole_path)
     whole_path.rename(job.output)
-    for part in parts:
-        part.unlink()
-    job.parts.rmdir()
+    shutil.rmtree(job.parts)

@@ -17,7 +17,7 @@ from service.runtime import Pseudonyms
 
 
 class _Stopped(Exception):
-    """The process was told to end; the run goes on where it stands."""
+    """The process was told to end; the message says what is left."""
 
 
 def run(
@@ -35,19 +35,30 @@ def run(
         TextColumn("{task.completed:,.0f} decisions"), TimeRemainingColumn(),
         console=Console(stderr=True),
     )  # fmt: skip
-    began, first = time.monotonic(), job.run.rows
+    began, first, total = time.monotonic(), job.run.rows, job.run.total
     with bar:
-        task = bar.add_task(job.run.name, total=job.run.total, completed=first)
+        deciding = bar.add_task(job.run.name, total=total, completed=first)
+        logging = bar.add_task("into the log", total=total, visible=False)
 
         def show(rows: int) -> None:
-            bar.update(task, completed=rows)
-            if stop.is_set() and rows < job.run.total:
-                raise _Stopped()
+            bar.update(deciding, completed=rows)
+            if stop.is_set() and rows < total:
+                raise _Stopped("Interrupted; run the same command again to go on.")
+
+        def entered(left: int) -> None:
+            bar.update(logging, completed=total - left, visible=True)
+            if stop.is_set() and left:
+                raise _Stopped(
+                    f"Interrupted; {job.output} is whole. {left:,} decisions wait in PostgreSQL to"
+                    " be entered in the log: barter serve does that by itself."
+                )
 
         try:
-            offers.work(engine, job, Pseudonyms(config.key("unit")), progress=show)
-        except _Stopped:
-            print("Interrupted; run the same command again to go on.")
+            offers.work(
+                engine, job, Pseudonyms(config.key("unit")), progress=show, entering=entered
+            )
+        except _Stopped as stopped:
+            print(stopped)
             return 130
         except OperationalError:
             raise BarterError(

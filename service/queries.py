@@ -350,11 +350,45 @@ def run_of(campaign_id: int, digest: str) -> Query:
     )
 
 
+WITHOUT_DISK = text("SET LOCAL synchronous_commit TO off")
+"""Do not wait until this transaction is on disk; it is when a later one has been waited for."""
+
 ADVANCE_RUN = text(
     "UPDATE runs SET rows = :until, finished_at = CASE WHEN :until = total THEN now() END"
     " WHERE id = :id AND rows = :since"
 )
 """Advance a run in the transaction that appends its decisions, unless another process did."""
+
+
+KEEP_PENDING = text(
+    "INSERT INTO pending_decisions (run_id, rows, packed) VALUES (:run, :rows, :packed)"
+)
+PENDING_ROWS = text("SELECT sum(rows) FROM pending_decisions WHERE run_id = :run")
+PENDING_DUE = text("""
+    SELECT max(created_at) < now() - interval '2 seconds'
+        OR min(created_at) < now() - interval '10 minutes' FROM pending_decisions
+""")
+"""Whether decisions have to be entered in the log: not while more of them come, unless for long."""
+
+
+def take_pending(connection: Connection) -> bytes | None:
+    """Take the oldest pending decisions; for who holds the log's lock, or two take the same.
+
+    As bytes, which SQLAlchemy would have sent as hexadecimal digits.
+    """
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    try:
+        with driver.cursor(binary=True) as cursor:
+            row = cursor.execute(_TAKE_PENDING).fetchone()
+    except psycopg.Error as error:
+        raise OperationalError("DELETE", None, error) from error
+    return None if row is None else row[0]
+
+
+_TAKE_PENDING = """
+    DELETE FROM pending_decisions WHERE id = (SELECT min(id) FROM pending_decisions)
+    RETURNING packed
+"""
 
 
 def customers_of(units: Sequence[bytes]) -> Query:

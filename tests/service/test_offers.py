@@ -1,10 +1,12 @@
 """Offers for a file of customers: every row once, whatever is killed, and nothing of a bad file."""
 
+import datetime as dt
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, Select, func, select
 
-from service import cli, db, offers
+from service import cli, db, offers, offers_command, pending
 from service.config import Config
 from service.customers import upsert
 from service.decide import campaign_number
 from service.errors import BarterError, Conflict, Invalid
-from service.models import Campaign, Decision, Run
+from service.models import Campaign, Decision, PendingDecisions, Run
 from service.runtime import pseudonym
 from service.verify import verify
 from tests.loop import Loop, running
@@ -162,23 +164,131 @@ def _rows(engine: Engine) -> int:
         return connection.scalar(select(func.max(Run.rows))) or 0
 
 
+def oldest() -> Select[PendingDecisions]:
+    return select(PendingDecisions).order_by(PendingDecisions.id).limit(1)
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_one_killed_between_its_last_decision_and_its_output_writes_that(
     loop: Loop, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.launch()
     customers(folder / "in.parquet")
 
-    def killed(_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(offers, "_join", killed)
         with pytest.raises(KeyboardInterrupt):
             run(loop, config, folder)
-    assert len(decisions(loop.engine)) == 500
+    assert not decisions(loop.engine)
     assert run(loop, config, folder) == 0
     assert len(decisions(loop.engine)) == 500
     assert pq.read_table(folder / "out.parquet").num_rows == 500
+
+
+def test_what_a_stopped_command_has_not_entered_in_the_log_the_learners_process_enters(
+    loop: Loop, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(offers, "CHUNK", 100)
+    loop.launch()
+    customers(folder / "in.parquet")
+    stop, entered = threading.Event(), pending.enter
+
+    def once(engine: Engine) -> bool:
+        stop.set()
+        return entered(engine)
+
+    monkeypatch.setattr(pending, "enter", once)
+    arguments = cli.parser().parse_args(command(config, folder))
+    assert offers_command.run(loop.engine, config, arguments, stop) == 130
+    said = capsys.readouterr().out
+    monkeypatch.undo()
+    left = 500 - len(decisions(loop.engine))
+    assert 0 < left < 500
+    assert f"out.parquet is whole. {left} decisions wait in PostgreSQL" in said
+    assert "barter serve" in said
+    made = pending.Enterer(loop.engine)
+    assert not made._due(), "more may come at once"
+    again = threading.Event()
+    threads = [threading.Thread(target=pending.Enterer(loop.engine).run, args=(again,))
+               for _ in range(2)]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 60
+    while len(decisions(loop.engine)) < 500 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    again.set()
+    for thread in threads:
+        thread.join()
+    rows = pq.read_table(folder / "out.parquet").to_pylist()
+    assert {uuid.UUID(row["decision_id"]) for row in rows} == decisions(loop.engine).keys()
+    assert not made._due()
+
+
+def test_what_has_waited_for_long_is_entered_while_more_comes(
+    loop: Loop, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offers, "CHUNK", 250)
+    loop.launch()
+    customers(folder / "in.parquet")
+    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
+                       unit="unit", actor="test")  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
+    due = pending.Enterer(loop.engine)._due
+    assert not due()
+    with db.transaction(loop.engine) as session:
+        session.scalars(oldest()).one().created_at -= dt.timedelta(minutes=11)
+    assert due()
+
+
+def test_a_damaged_chunk_is_told_of_and_kept(
+    loop: Loop, config: Config, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop.launch()
+    customers(folder / "in.parquet")
+    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
+                       unit="unit", actor="test")  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
+    with db.transaction(loop.engine) as session:
+        for one in session.scalars(select(PendingDecisions)):
+            one.created_at -= dt.timedelta(seconds=9)
+        kept = session.scalars(oldest()).one()
+        whole, kept.packed = kept.packed, kept.packed[:-9]
+    stop = threading.Event()
+    thread = threading.Thread(target=pending.Enterer(loop.engine).run, args=(stop,))
+    thread.start()
+    time.sleep(2.5)
+    assert thread.is_alive()
+    assert "decisions_not_entered" in capsys.readouterr().out
+    assert pending.waiting(loop.engine, job.run.id) == 500
+    with db.transaction(loop.engine) as session:
+        session.scalars(oldest()).one().packed = whole
+    while pending.waiting(loop.engine, job.run.id):
+        time.sleep(0.05)
+    stop.set()
+    thread.join()
+    assert len(decisions(loop.engine)) == 500
+
+
+def test_parts_that_ran_ahead_of_the_log_are_written_again(
+    loop: Loop, config: Config, folder: Path
+) -> None:
+    loop.launch()
+    customers(folder / "in.parquet")
+    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
+                       unit="unit", actor="test")  # fmt: skip
+    (job.parts / f"{7:015d}.parquet").write_bytes(b"of a run that was killed")
+    (job.parts / f"{9:015d}.new").write_bytes(b"begun")
+    with offers._alone(loop.engine, job), pytest.raises(offers.TakenOver):
+        offers.work(loop.engine, job, loop.runtime.pseudonym)
+    offers.work(loop.engine, job, loop.runtime.pseudonym)
+    assert pq.read_table(folder / "out.parquet").num_rows == 500
+    assert len(decisions(loop.engine)) == 500
 
 
 def test_two_processes_do_not_share_a_run(loop: Loop, config: Config, folder: Path) -> None:
@@ -211,6 +321,8 @@ def test_a_campaign_that_ends_meanwhile_offers_nobody_anything(
 
     with pytest.raises(Conflict, match="killed"):
         offers.work(loop.engine, job, loop.runtime.pseudonym, progress=end)
+    while pending.enter(loop.engine):
+        pass
     assert 100 <= len(decisions(loop.engine)) < 500
 
 
