@@ -45,6 +45,9 @@ DECISIONS: Final = 2
 """Many decisions in one entry: `service.columnar`."""
 KINDS = (DECISION, OUTCOME, DECISIONS)
 BUSY_SECONDS = 10.0
+MANY, GATHER_SECONDS = 12, 0.0005
+"""After a group of so many entries the next is given that long to gather: there is a queue, and
+each group costs both threads a dozen changes of turns. With few clients nobody waits."""
 MAX_GROUP = 4096
 PRUNE_ROWS = 20_000
 INDEX_BYTES = 4 << 20
@@ -652,7 +655,10 @@ class Spool:
         self._writer.start()
 
     def _write_groups(self) -> None:
+        size = 0
         while (job := self._queue.get()) is not None:
+            if size >= MANY:
+                time.sleep(GATHER_SECONDS)
             group, size = [job], len(job.entries)
             stopping = False
             while size < MAX_GROUP and not self._queue.empty():
