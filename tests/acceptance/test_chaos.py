@@ -106,7 +106,7 @@ def test_a_migration_under_load_loses_nothing(
         older = Alembic()
         older.set_main_option("script_location", "migrations")
         older.attributes["connection"] = connection
-        command.downgrade(older, "-1")
+        command.downgrade(older, "0017")
     with Barter(config, quiet=True):
         with Load(config.port, key) as load:
             time.sleep(2)

@@ -225,7 +225,7 @@ def test_a_stop_reaches_it_and_what_has_not_changed_costs_nothing(shop: Shop) ->
 def test_what_it_cannot_know_it_asks_of_the_server(shop: Shop, changes: dict[str, Any]) -> None:
     loop = shop.web.loop
     loop.launch(**({"segments": []} | changes))
-    with shop.client() as barter:
+    with shop.client(timeout=2.0) as barter:
         decision = barter.decide("spring", "ana")
         assert decision.reason == "policy"
         assert loop.runtime.spool.last() == 1
@@ -245,7 +245,7 @@ def test_a_campaign_that_reads_the_clock_is_decided_here(shop: Shop) -> None:
 
 def test_bad_input_is_told_as_the_server_tells_it(shop: Shop) -> None:
     shop.web.loop.launch(segments=[])
-    with shop.client(raise_errors=True) as barter:
+    with shop.client(raise_errors=True, timeout=2.0) as barter:
         for unit, attributes in (
             ("", {}), ("a\x00b", {}), ("x" * 201, {}), ("ana", {"a": float("nan")}),
             ("ana", {"a": 2**60}), ("ana", {"a": [1]}), ("ana", {"a": "\x01"}),
