@@ -3,12 +3,17 @@
 It is read from the local file that the carrier keeps (see `service.carrier`), never from Postgres,
 so a process starts and serves when the database is away. A thread looks for a new generation every
 few milliseconds; readers always see one whole, immutable picture.
+
+The first campaign by contexts takes a second, or several after an installation, in which its
+machine code is loaded (`bandits.kernels`). That thread does not wait for it: another one does, and
+what stops or begins meanwhile is heard.
 """
 
+import sys
 import threading
 import time
-from collections.abc import Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -18,6 +23,7 @@ from service.snapshots import LiveCampaign, whole
 from service.spool import Spool
 
 POLL_SECONDS = 0.02
+KERNELS = "bandits.kernels"
 log = structlog.get_logger()
 
 
@@ -49,6 +55,9 @@ class Catalogue:
         self._picture = _Picture()
         # Two that load at once would each begin from what the other has just replaced.
         self._loading = threading.Lock()
+        self._warm, self._rehearsed = False, set[int]()
+        self._later: dict[int, dict[str, Any]] = {}
+        self._rehearsal: threading.Thread | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -111,37 +120,60 @@ class Catalogue:
     def refresh(self) -> None:
         """Take the newest generation if there is one; wait for a thread that is at it."""
         with self._loading:
-            generation = self._spool.generation()
-            if generation != self._picture.generation:
-                self._picture = self._load(generation)
+            if self._spool.generation() != self._picture.generation or self._later:
+                self._picture = self._load(wait=True)
+                self._warm |= KERNELS in sys.modules
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             try:
-                self.refresh()
+                with self._loading:
+                    self._look()
             except Exception:
                 # The last good picture goes on serving; the next look may find a better one.
                 log.exception("catalogue_refresh_failed")
                 self._stop.wait(1.0)
 
-    def _load(self, generation: int) -> _Picture:
-        old = self._picture
+    def _look(self) -> None:
+        """Take what is news; have campaigns rehearsed that take long to be loaded."""
+        resting = self._rehearsal is None or not self._rehearsal.is_alive()
+        if self._spool.generation() != self._picture.generation or (self._later and resting):
+            self._picture = self._load(wait=False)
+        if self._later and resting:
+            rows = list(self._later.values())
+            self._rehearsal = threading.Thread(target=self._rehearse, args=(rows,), daemon=True)
+            self._rehearsal.start()
+
+    def _rehearse(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Load campaigns once, to have the machine code that they need; next time it is quick."""
+        for row in rows:
+            try:
+                self._load_campaign(row, f"snapshot:{row['id']}", None, same=False)
+            except Exception:
+                log.exception("campaign_not_rehearsed", campaign=row["id"])
+            self._rehearsed.add(row["id"])
+        self._warm |= KERNELS in sys.modules
+
+    def _load(self, *, wait: bool) -> _Picture:
+        generation, old = self._spool.generation(), self._picture
         changed = self._spool.changed(old.generation).keys()
-        rows, keys, popular = old.rows, old.keys, old.popular
+        rows = old.rows | self._later if self._later else old.rows
+        keys, popular = old.keys, old.popular
+        listed = "catalogue" in changed or bool(self._later)
         if "catalogue" in changed:
             document = orjson.loads(self._spool.read("catalogue"))
             rows = {row["id"]: row for row in document["campaigns"]}
             keys = {row["public_id"]: _key(row) for row in document["keys"]}
-            # Known at once: to load campaigns may take a second, or more (`bandits.kernels`).
-            self._picture = replace(old, keys=keys)
         if "popular" in changed:
             popular = tuple(orjson.loads(self._spool.read("popular")))
         names = old.names | (changed & {"catalogue", "units"})
-        if rows is old.rows and len(rows) == len(old.campaigns):
-            campaigns = self._with_news(changed)
-        else:
-            campaigns = self._all(rows, changed)
-        return _Picture(generation, names, rows, campaigns, keys, popular)
+        if not listed and len(rows) == len(old.campaigns):
+            return _Picture(generation, names, rows, self._with_news(changed), keys, popular)
+        campaigns, self._later = self._all(rows, changed, wait=wait)
+        # Those rows are not in the picture yet: what is there of them is as it was before.
+        known = {id: old.rows[id] if id in self._later else row for id, row in rows.items()
+                 if id not in self._later or id in old.rows}  # fmt: skip
+        return _Picture(generation, names, known, campaigns, keys, popular)
 
     def _with_news(self, changed: Set[str]) -> dict[str, LiveCampaign]:
         """Return the campaigns of before, with their new snapshots: few of many."""
@@ -155,18 +187,37 @@ class Catalogue:
                 campaigns[key] = loaded or campaigns[key]
         return campaigns
 
-    def _all(self, rows: dict[int, dict[str, Any]], changed: Set[str]) -> dict[str, LiveCampaign]:
-        """Return the campaigns of a new list, loading what is not as it was."""
+    def _all(
+        self, rows: dict[int, dict[str, Any]], changed: Set[str], *, wait: bool
+    ) -> tuple[dict[str, LiveCampaign], dict[int, dict[str, Any]]]:
+        """Return the campaigns of a new list, loading what is not as it was.
+
+        And, unless they are waited for, the rows of those that take long: they are loaded later,
+        and what is known of them goes on in its new state.
+        """
         old = self._picture
         by_id = {campaign.id: campaign for campaign in old.campaigns.values()}
         campaigns: dict[str, LiveCampaign] = {}
+        later: dict[int, dict[str, Any]] = {}
         for id, row in rows.items():
             name, known, same = f"snapshot:{id}", by_id.get(id), old.rows.get(id) == row
-            if known is None or not same or name in changed:
+            new = known is None or not same
+            if new and not wait and self._cold(row):
+                later[id] = row
+                known = known and known.moved(row["state"], killed=row["killed"])
+            elif new or name in changed:
                 known = self._load_campaign(row, name, known, same=same)
             if known is not None:
                 campaigns[row["definition"]["key"]] = known
-        return campaigns
+        return campaigns, later
+
+    def _cold(self, row: dict[str, Any]) -> bool:
+        """Tell whether a campaign may need machine code that this process has not loaded yet."""
+        return (
+            not self._warm
+            and row["id"] not in self._rehearsed
+            and bool(row["definition"].get("features"))
+        )
 
     def _load_campaign(
         self, row: dict[str, Any], name: str, known: LiveCampaign | None, *, same: bool

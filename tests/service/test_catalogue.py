@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine
@@ -10,7 +10,9 @@ from sqlalchemy import Engine
 from service import campaigns, db
 from service.config import Config
 from service.runtime import Runtime
+from service.snapshots import LiveCampaign
 from tests.loop import Loop, definition, running
+from tests.service.test_bulk import FEATURES
 
 
 @pytest.fixture
@@ -84,3 +86,60 @@ def test_a_campaign_that_has_been_brought_stays_while_another_thread_looks(
         seen.append(made.catalogue.campaign("spring"))
     made.stop()
     assert None not in seen
+
+
+def test_a_kill_is_heard_while_the_first_campaign_by_contexts_is_loaded(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine code may take seconds; campaigns that are known go on in their new states."""
+    loop.launch()
+    loop.launch(key="summer", features=FEATURES)
+    catalogue = loop.runtime.catalogue
+    catalogue._warm, go_on = False, threading.Event()
+    rehearse, begun = LiveCampaign._rehearse, threading.Event()
+
+    def compiling(live: LiveCampaign) -> None:
+        if live.key in ("summer", "wide"):
+            begun.set()
+            assert go_on.wait(60)
+        rehearse(live)
+
+    monkeypatch.setattr(LiveCampaign, "_rehearse", compiling)
+    catalogue.start()
+    catalogue._warm = False
+    with db.transaction(loop.engine) as session:
+        plan = definition(key="wide", features=FEATURES, policy={"name": "linear_thompson"})
+        campaigns.create(session, plan, actor="test")
+        campaigns.transition(session, "wide", "launch", actor="test")
+        later = definition(key="summer", name="Late", features=FEATURES)
+        campaigns.update(session, "summer", later, actor="test")
+    loop.carrier.refresh()
+    assert begun.wait(10)
+    with db.transaction(loop.engine) as session:
+        campaigns.create(session, definition(key="winter"), actor="test")
+        campaigns.transition(session, "winter", "launch", actor="test")
+        campaigns.transition(session, "spring", "kill", actor="test")
+        campaigns.transition(session, "summer", "kill", actor="test")
+    loop.carrier.refresh()
+    until(lambda: catalogue.campaign("winter") is not None)
+    seen = {one.key: one.killed for one in catalogue.campaigns()}
+    assert seen == {"spring": True, "summer": True, "winter": False}
+    summer = catalogue.campaign("summer")
+    assert summer is not None
+    assert summer.definition.name != "Late"
+    go_on.set()
+    until(lambda: catalogue.campaign("wide") is not None)
+    seen = {one.key: one.killed for one in catalogue.campaigns()}
+    assert seen == {"spring": True, "summer": True, "winter": False, "wide": False}
+    summer = catalogue.campaign("summer")
+    assert summer is not None
+    assert (summer.definition.name, summer.killed) == ("Late", True)
+    assert not catalogue._later
+    catalogue.stop()
+
+
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
