@@ -114,7 +114,7 @@ def test_a_kill_is_heard_while_the_first_campaign_by_contexts_is_loaded(
         later = definition(key="summer", name="Late", features=FEATURES)
         campaigns.update(session, "summer", later, actor="test")
     loop.carrier.refresh()
-    assert begun.wait(10)
+    assert begun.wait(60)
     with db.transaction(loop.engine) as session:
         campaigns.create(session, definition(key="winter"), actor="test")
         campaigns.transition(session, "winter", "launch", actor="test")
@@ -139,7 +139,7 @@ def test_a_kill_is_heard_while_the_first_campaign_by_contexts_is_loaded(
 
 
 def until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.01)

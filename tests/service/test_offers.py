@@ -164,6 +164,13 @@ def _rows(engine: Engine) -> int:
         return connection.scalar(select(func.max(Run.rows))) or 0
 
 
+def aged(engine: Engine, *, seconds: float) -> None:
+    """Have decisions been kept so many seconds ago that are not in the log yet."""
+    with db.transaction(engine) as session:
+        for one in session.scalars(select(PendingDecisions)):
+            one.created_at = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds)
+
+
 def oldest() -> Select[PendingDecisions]:
     return select(PendingDecisions).order_by(PendingDecisions.id).limit(1)
 
@@ -211,7 +218,10 @@ def test_what_a_stopped_command_has_not_entered_in_the_log_the_learners_process_
     assert f"out.parquet is whole. {left} decisions wait in PostgreSQL" in said
     assert "barter serve" in said
     made = pending.Enterer(loop.engine)
+    aged(loop.engine, seconds=-5)
     assert not made._due(), "more may come at once"
+    aged(loop.engine, seconds=9)
+    assert made._due()
     again = threading.Event()
     threads = [threading.Thread(target=pending.Enterer(loop.engine).run, args=(again,))
                for _ in range(2)]  # fmt: skip
@@ -238,6 +248,7 @@ def test_what_has_waited_for_long_is_entered_while_more_comes(
                        unit="unit", actor="test")  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
+    aged(loop.engine, seconds=-5)
     due = pending.Enterer(loop.engine)._due
     assert not due()
     with db.transaction(loop.engine) as session:
@@ -254,17 +265,19 @@ def test_a_damaged_chunk_is_told_of_and_kept(
                        unit="unit", actor="test")  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
+    aged(loop.engine, seconds=9)
     with db.transaction(loop.engine) as session:
-        for one in session.scalars(select(PendingDecisions)):
-            one.created_at -= dt.timedelta(seconds=9)
         kept = session.scalars(oldest()).one()
         whole, kept.packed = kept.packed, kept.packed[:-9]
     stop = threading.Event()
     thread = threading.Thread(target=pending.Enterer(loop.engine).run, args=(stop,))
     thread.start()
-    time.sleep(2.5)
+    said, deadline = "", time.monotonic() + 60
+    while said.count("decisions_not_entered") < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        said += capsys.readouterr().out
     assert thread.is_alive()
-    assert "decisions_not_entered" in capsys.readouterr().out
+    assert "decisions_not_entered" in said
     assert pending.waiting(loop.engine, job.run.id) == 500
     with db.transaction(loop.engine) as session:
         session.scalars(oldest()).one().packed = whole
