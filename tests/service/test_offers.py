@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,13 @@ def _rows(engine: Engine) -> int:
         return connection.scalar(select(func.max(Run.rows))) or 0
 
 
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def aged(engine: Engine, *, seconds: float) -> None:
     """Have decisions been kept so many seconds ago that are not in the log yet."""
     with db.transaction(engine) as session:
@@ -223,13 +230,11 @@ def test_what_a_stopped_command_has_not_entered_in_the_log_the_learners_process_
     aged(loop.engine, seconds=9)
     assert made._due()
     again = threading.Event()
-    threads = [threading.Thread(target=pending.Enterer(loop.engine).run, args=(again,))
+    threads = [threading.Thread(target=pending.Enterer(loop.engine).run, args=(again,), daemon=True)
                for _ in range(2)]  # fmt: skip
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 60
-    while len(decisions(loop.engine)) < 500 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: len(decisions(loop.engine)) == 500)
     again.set()
     for thread in threads:
         thread.join()
@@ -257,7 +262,7 @@ def test_what_has_waited_for_long_is_entered_while_more_comes(
 
 
 def test_a_damaged_chunk_is_told_of_and_kept(
-    loop: Loop, config: Config, folder: Path, capsys: pytest.CaptureFixture[str]
+    loop: Loop, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.launch()
     customers(folder / "in.parquet")
@@ -265,24 +270,21 @@ def test_a_damaged_chunk_is_told_of_and_kept(
                        unit="unit", actor="test")  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
+    told = list[str]()
+    monkeypatch.setattr(pending.log, "exception", told.append)
     aged(loop.engine, seconds=9)
     with db.transaction(loop.engine) as session:
         kept = session.scalars(oldest()).one()
         whole, kept.packed = kept.packed, kept.packed[:-9]
     stop = threading.Event()
-    thread = threading.Thread(target=pending.Enterer(loop.engine).run, args=(stop,))
+    thread = threading.Thread(target=pending.Enterer(loop.engine).run, args=(stop,), daemon=True)
     thread.start()
-    said, deadline = "", time.monotonic() + 60
-    while said.count("decisions_not_entered") < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-        said += capsys.readouterr().out
-    assert thread.is_alive()
-    assert "decisions_not_entered" in said
+    until(lambda: len(told) > 1)
+    assert set(told) == {"decisions_not_entered"}
     assert pending.waiting(loop.engine, job.run.id) == 500
     with db.transaction(loop.engine) as session:
         session.scalars(oldest()).one().packed = whole
-    while pending.waiting(loop.engine, job.run.id):
-        time.sleep(0.05)
+    until(lambda: not pending.waiting(loop.engine, job.run.id))
     stop.set()
     thread.join()
     assert len(decisions(loop.engine)) == 500
