@@ -35,6 +35,10 @@ def run(
         TextColumn("{task.completed:,.0f} decisions"), TimeRemainingColumn(),
         console=Console(stderr=True),
     )  # fmt: skip
+    waiting = (
+        f"{job.output} is whole; decisions wait in PostgreSQL to be entered in the log, which"
+        " barter serve does by itself."
+    )
     began, first, total = time.monotonic(), job.run.rows, job.run.total
     with bar:
         deciding = bar.add_task(job.run.name, total=total, completed=first)
@@ -48,10 +52,7 @@ def run(
         def entered(left: int) -> None:
             bar.update(logging, completed=total - left, visible=True)
             if stop.is_set() and left:
-                raise _Stopped(
-                    f"Interrupted; {job.output} is whole. {left:,} decisions wait in PostgreSQL to"
-                    " be entered in the log: barter serve does that by itself."
-                )
+                raise _Stopped(f"Interrupted; {left:,} decisions are not in the log. {waiting}")
 
         try:
             offers.work(
@@ -61,8 +62,10 @@ def run(
             print(stopped)
             return 130
         except OperationalError:
+            again = "Run the same command again: it goes on where it stands."
+            # The output is there when entering begins, and not before.
             raise BarterError(
-                "The database is away. Run the same command again: it goes on where it stands."
+                f"The database is away. {waiting if job.output.exists() else again}"
             ) from None
     made, seconds = job.run.total - first, time.monotonic() - began
     print(f"{made:,} decisions in {seconds:,.1f} s, in the log and in {job.output}.")

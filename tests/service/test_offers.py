@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine, Select, func, select
+from sqlalchemy.exc import OperationalError
 
 from service import cli, db, offers, offers_command, pending
 from service.config import Config
@@ -222,7 +223,8 @@ def test_what_a_stopped_command_has_not_entered_in_the_log_the_learners_process_
     monkeypatch.undo()
     left = 500 - len(decisions(loop.engine))
     assert 0 < left < 500
-    assert f"out.parquet is whole. {left} decisions wait in PostgreSQL" in said
+    assert f"Interrupted; {left} decisions are not in the log." in said
+    assert "out.parquet is whole" in said
     assert "barter serve" in said
     made = pending.Enterer(loop.engine)
     aged(loop.engine, seconds=-5)
@@ -241,6 +243,23 @@ def test_what_a_stopped_command_has_not_entered_in_the_log_the_learners_process_
     rows = pq.read_table(folder / "out.parquet").to_pylist()
     assert {uuid.UUID(row["decision_id"]) for row in rows} == decisions(loop.engine).keys()
     assert not made._due()
+
+
+def test_a_database_that_leaves_while_the_log_is_filled_does_not_ask_for_the_command_again(
+    loop: Loop, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.launch()
+    customers(folder / "in.parquet")
+
+    def away(_: Engine) -> bool:
+        raise OperationalError("COPY", None, Exception("gone"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pending, "enter", away)
+        with pytest.raises(BarterError, match=r"away.*out\.parquet is whole.*barter serve"):
+            run(loop, config, folder)
+    assert pq.read_table(folder / "out.parquet").num_rows == 500
+    assert pending.enter(loop.engine)
 
 
 def test_what_has_waited_for_long_is_entered_while_more_comes(
