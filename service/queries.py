@@ -105,6 +105,11 @@ COPY_DECISIONS = _copy_into("decisions", copying.COLUMNS)
 PIECE_BYTES = 1 << 18
 
 
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    """Return psycopg's own connection, for what SQLAlchemy does not know."""
+    return connection.connection.driver_connection  # type: ignore[return-value]
+
+
 def copy(connection: Connection, statement: sql.Composed, stream: bytes) -> None:
     """Append the rows of a stream in PostgreSQL's binary form.
 
@@ -112,9 +117,8 @@ def copy(connection: Connection, statement: sql.Composed, stream: bytes) -> None
         IntegrityError: a row is there already, or does not fit the others; none was added.
     """
     view = memoryview(stream)
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        with driver.cursor() as cursor, cursor.copy(statement) as sink:
+        with _driver(connection).cursor() as cursor, cursor.copy(statement) as sink:
             for start in range(0, len(view), PIECE_BYTES):
                 sink.write(view[start : start + PIECE_BYTES])
     except psycopg.IntegrityError as error:
@@ -376,9 +380,8 @@ def take_pending(connection: Connection) -> bytes | None:
 
     As bytes, which SQLAlchemy would have sent as hexadecimal digits.
     """
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        with driver.cursor(binary=True) as cursor:
+        with _driver(connection).cursor(binary=True) as cursor:
             row = cursor.execute(_TAKE_PENDING).fetchone()
     except psycopg.Error as error:
         raise OperationalError("DELETE", None, error) from error

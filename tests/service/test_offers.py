@@ -69,6 +69,11 @@ def run(loop: Loop, config: Config, folder: Path, *more: str) -> int:
     return status
 
 
+def begun(loop: Loop, folder: Path) -> offers.Job:
+    names = folder / "in.parquet", folder / "out.parquet"
+    return offers.begin(loop.engine, "spring", *names, unit="unit", actor="test")
+
+
 def decisions(engine: Engine) -> dict[uuid.UUID, Any]:
     with engine.connect() as connection:
         return {row.id: row for row in connection.execute(select(Decision.__table__))}
@@ -268,8 +273,7 @@ def test_what_has_waited_for_long_is_entered_while_more_comes(
     monkeypatch.setattr(offers, "CHUNK", 250)
     loop.launch()
     customers(folder / "in.parquet")
-    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
-                       unit="unit", actor="test")  # fmt: skip
+    job = begun(loop, folder)
     with pytest.raises(KeyboardInterrupt):
         offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
     aged(loop.engine, seconds=-5)
@@ -285,8 +289,7 @@ def test_a_damaged_chunk_is_told_of_and_kept(
 ) -> None:
     loop.launch()
     customers(folder / "in.parquet")
-    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
-                       unit="unit", actor="test")  # fmt: skip
+    job = begun(loop, folder)
     with pytest.raises(KeyboardInterrupt):
         offers.work(loop.engine, job, loop.runtime.pseudonym, entering=killed)
     told = list[str]()
@@ -314,8 +317,7 @@ def test_parts_that_ran_ahead_of_the_log_are_written_again(
 ) -> None:
     loop.launch()
     customers(folder / "in.parquet")
-    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
-                       unit="unit", actor="test")  # fmt: skip
+    job = begun(loop, folder)
     (job.parts / f"{7:015d}.parquet").write_bytes(b"of a run that was killed")
     (job.parts / f"{9:015d}.new").write_bytes(b"begun")
     with offers._alone(loop.engine, job), pytest.raises(offers.TakenOver):
@@ -328,10 +330,7 @@ def test_parts_that_ran_ahead_of_the_log_are_written_again(
 def test_two_processes_do_not_share_a_run(loop: Loop, config: Config, folder: Path) -> None:
     loop.launch()
     customers(folder / "in.parquet")
-    names = folder / "in.parquet", folder / "out.parquet"
-    one, two = (
-        offers.begin(loop.engine, "spring", *names, unit="unit", actor="test") for _ in range(2)
-    )
+    one, two = begun(loop, folder), begun(loop, folder)
     assert one.run.id == two.run.id
     offers.work(loop.engine, one, loop.runtime.pseudonym)
     two.parts.mkdir()
@@ -346,8 +345,7 @@ def test_a_campaign_that_ends_meanwhile_offers_nobody_anything(
     monkeypatch.setattr(offers, "CHUNK", 100)
     loop.launch()
     customers(folder / "in.parquet")
-    job = offers.begin(loop.engine, "spring", folder / "in.parquet", folder / "out.parquet",
-                       unit="unit", actor="test")  # fmt: skip
+    job = begun(loop, folder)
 
     def end(rows: int) -> None:
         if rows == 100:
