@@ -90,11 +90,12 @@ def uniforms_by_block(seed: str | bytes, keys: NDArray[np.uint8]) -> NDArray[np.
     lane, blocks = keys[:, -1] & 7, keys.copy()
     blocks[:, -1] -= lane
     begins = np.ones(len(keys), dtype=bool)
-    begins[1:] = (blocks[1:] != blocks[:-1]).any(axis=1)
+    whole = blocks.view(f"V{keys.shape[1]}")[:, 0]
+    begins[1:] = whole[1:] != whole[:-1]
     # The length of a hash is part of what is hashed: none of these is the beginning of another's.
     fresh = blake2b(key=_secret(seed)).copy
     digests = []
-    for block in blocks[begins]:
+    for block in whole[begins].tolist():
         hashed = fresh()
         hashed.update(block)
         digests.append(hashed.digest())

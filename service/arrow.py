@@ -9,18 +9,19 @@ pyarrow takes 26 MB and 70 to 100 ms to import, so a web worker does so with the
 
 import datetime as dt
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service import bulk, columns
+from service import bulk, columnar, columns
 from service.columns import Column, Columns, Numbers, Words
 from service.definition import MAX_ATTRIBUTES, has_control
 from service.errors import BarterError, FieldError, Invalid, Malformed, UnknownCampaign, in_list
 from service.messages import DecisionRequest
+from service.pseudonyms import Units
 from service.runtime import Runtime
 from service.snapshots import LiveCampaign
 from service.validation import printable, validate
@@ -38,8 +39,8 @@ class Asked(NamedTuple):
     """A table of requests: which campaign each row is about, its unit, and its attributes."""
 
     keys: Sequence[str]
-    campaign: NDArray[np.int32]
-    units: Sequence[str]
+    campaign: NDArray[np.int64]
+    units: Units
     attributes: Columns
     single: dict[int, DecisionRequest]
 
@@ -51,14 +52,41 @@ def answer(runtime: Runtime, raw: bytes) -> bulk.Answers:
         Malformed, Invalid: it is no such table; nothing is kept.
         UnknownCampaign, IdempotencyConflict: as there.
     """
+    asked, now = _asked(raw), dt.datetime.now(dt.UTC)
+    made, single = _decided(runtime, asked, now)
+    requests: dict[int, Any] = dict(asked.single)
+    requests |= {row: _request(asked, row, {}) for row in single}
+    return bulk.kept(runtime, requests, made, sorted(requests), now)
+
+
+def plainly(runtime: Runtime, raw: bytes) -> bulk.Worked:
+    """Do what `answer` does; None, and nothing is kept, where a row is looked at by itself.
+
+    Raises:
+        BarterError: as there; nothing is kept.
+    """
+    asked = _asked(raw)
+    if asked.single:
+        return None
+    made, single = _decided(runtime, asked, dt.datetime.now(dt.UTC))
+    return None if single else bulk.written(runtime, made, written)
+
+
+def _asked(raw: bytes) -> Asked:
     import pyarrow as pa
 
     try:
-        asked, now = read(raw), dt.datetime.now(dt.UTC)
+        return read(raw)
     except pa.ArrowException:
         raise Malformed("The table has a column that cannot be read.") from None
-    requests: dict[int, Any] = dict(asked.single)
-    made = []
+
+
+def _decided(
+    runtime: Runtime, asked: Asked, now: dt.datetime
+) -> tuple[list[tuple[bulk.Places, bulk.Batch]], list[int]]:
+    """Decide about all rows that can be decided together; return those, and which can not."""
+    made: list[tuple[bulk.Places, bulk.Batch]] = []
+    others: list[int] = []
     for place, campaign in enumerate(_campaigns(runtime, asked)):
         rows = np.flatnonzero(asked.campaign == place)
         usual = rows[[row not in asked.single for row in rows.tolist()]] if asked.single else rows
@@ -69,13 +97,12 @@ def answer(runtime: Runtime, raw: bytes) -> bulk.Answers:
             wanted = campaign.definition.reads
             told = {name: _taken(one, usual) for name, one in asked.attributes.items()
                     if name in wanted}  # fmt: skip
-            units = [asked.units[row] for row in usual.tolist()]
-            batch = bulk.decided(runtime, campaign, units, told, now)
+            batch = bulk.decided(runtime, campaign, asked.units.taken(usual), told, now)
         if batch is not None:
-            made.append((usual.tolist(), batch))
+            made.append((usual, batch))
         else:
-            requests |= {row: _request(asked, row, {}) for row in usual.tolist()}
-    return bulk.kept(runtime, requests, made, sorted(requests), now)
+            others += usual.tolist()
+    return made, others
 
 
 def _campaigns(runtime: Runtime, asked: Asked) -> list[LiveCampaign]:
@@ -90,6 +117,8 @@ def _campaigns(runtime: Runtime, asked: Asked) -> list[LiveCampaign]:
 
 
 def _taken(column: Column, rows: NDArray[np.intp]) -> Column:
+    if len(rows) == len(column.known):
+        return column
     if isinstance(column, Numbers):
         return Numbers(column.values[rows], column.known[rows])
     return Words(column.codes[rows], column.words)
@@ -102,27 +131,28 @@ def read(raw: bytes) -> Asked:
         Malformed: it is not a whole stream of Arrow, or compressed.
         Invalid: a column is missing, or holds what its field does not take.
     """
-    table = _table(raw)
+    batch = _batch(raw)
+    arrays = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}
     for name in ("campaign", "unit"):
-        if name not in table.column_names:
-            raise _invalid(name, f"is required; the table has {_listed(table.column_names)}")
-    units = texts(table, "unit")
-    words = _words("campaign", table.column("campaign"), MAX_NAME)
+        if name not in arrays:
+            raise _invalid(name, f"is required; the table has {_listed(list(arrays))}")
+    units = texts("unit", arrays.pop("unit"))
+    words = _words("campaign", arrays.pop("campaign"), MAX_NAME)
     if (missing := _first(words.codes < 0)) is not None:
         raise _invalid("campaign", "is required", missing)
-    used, campaign = np.unique(words.codes, return_inverse=True)
+    used, _, campaign = columns.distinct(words.codes.astype(np.int64), len(words.words))
     keys = [str(words.words[code]) for code in used.tolist()]
-    names = [one for one in table.column_names if one not in ("campaign", "unit", *SINGLE)]
-    if len(names) > MAX_ATTRIBUTES:
-        raise _invalid("attributes", f"are {len(names)} columns; send at most {MAX_ATTRIBUTES}")
-    attributes = dict(attributes_of(table, names))
-    asked = Asked(keys, campaign.astype(np.int32), units, attributes, {})
-    for row, fields in _single(table).items():
+    single = {name: arrays.pop(name) for name in SINGLE if name in arrays}
+    if (count := len(arrays)) > MAX_ATTRIBUTES:
+        raise _invalid("attributes", f"are {count} columns; send at most {MAX_ATTRIBUTES}")
+    asked = Asked(keys, campaign, units, attributes_of(arrays), {})
+    for row, fields in _single(single).items():
         asked.single[row] = _request(asked, row, fields)
     return asked
 
 
-def _table(raw: bytes) -> Any:
+def _batch(raw: bytes) -> Any:
+    """Return all rows of a stream as one batch."""
     import pyarrow as pa
 
     if not raw.endswith(_END):
@@ -143,15 +173,18 @@ def _table(raw: bytes) -> Any:
                         f"The table has more than {MAX_ROWS:,} rows; send the rest apart.",
                         errors=[FieldError("", f"must have at most {MAX_ROWS:,} rows")],
                     )
+                batch.validate(full=True)
                 batches.append(batch)
-            table = pa.Table.from_batches(batches, reader.schema)
-        table.validate(full=True)
-        twice = {name for name in table.column_names if table.column_names.count(name) > 1}
-        if twice:
-            raise _invalid(printable(min(twice)), "is there twice; rename or remove one column")
+            names = reader.schema.names
+        if len(set(names)) < len(names):
+            twice = min(name for name in names if names.count(name) > 1)
+            raise _invalid(printable(twice), "is there twice; rename or remove one column")
         if not rows:
             raise Invalid("The table is empty.", errors=[FieldError("", "must have a row")])
-        return table.unify_dictionaries().combine_chunks()
+        if len(batches) > 1:
+            table = pa.Table.from_batches(batches).unify_dictionaries()
+            batches = table.combine_chunks().to_batches()
+        return batches[0]
     except (pa.ArrowException, OSError, ValueError, IndexError, struct.error) as error:
         if isinstance(error, BarterError):
             raise
@@ -185,44 +218,52 @@ def _field(header: bytes, table: int, number: int) -> int | None:
     return place
 
 
-def attributes_of(table: Any, names: Sequence[str]) -> Iterator[tuple[str, Column]]:
-    """Yield the columns of a table that are attributes.
+def attributes_of(arrays: Mapping[str, Any]) -> dict[str, Column]:
+    """Return arrays of Arrow that are attributes, by name; without those of the type null.
 
     Raises:
         Invalid: one is of a type, or holds a value, that attributes do not take.
     """
     import pyarrow as pa
 
-    for name in names:
+    made: dict[str, Column] = {}
+    for name, array in arrays.items():
         if not name or len(name) > MAX_NAME or has_control(name):
             raise _invalid(
                 printable(name), f"must have 1 to {MAX_NAME} characters, none of control"
             )
-        column = table.column(name)
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            yield name, _numbers(name, column)
+        kind = _kind(array)
+        if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+            made[name] = _numbers(name, array)
         elif pa.types.is_boolean(kind):
-            codes = column.cast(pa.bool_()).cast(pa.int32()).fill_null(-1)
-            yield name, Words(codes.to_numpy(), (False, True))
+            codes = array.cast(pa.bool_()).cast(pa.int32()).fill_null(-1)
+            made[name] = Words(codes.to_numpy(), (False, True))
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            yield name, _words(name, column, MAX_TEXT)
+            made[name] = _words(name, array, MAX_TEXT)
         elif not pa.types.is_null(kind):
             raise _invalid(
                 printable(name), f"is of the type {kind}; send numbers, text or booleans"
             )
+    return made
 
 
-def _numbers(name: str, column: Any) -> Numbers:
+def _kind(array: Any) -> Any:
+    """Return the type of an array's values, also where each is told once."""
     import pyarrow as pa
 
-    if column.type == pa.float64() and len(column) and not column.null_count:
-        plain = column.to_numpy()
+    return array.type.value_type if isinstance(array, pa.DictionaryArray) else array.type
+
+
+def _numbers(name: str, array: Any) -> Numbers:
+    import pyarrow as pa
+
+    if array.type == pa.float64() and len(array) and not array.null_count:
+        plain = array.to_numpy()
         # Neither of NaN nor of what is beyond is this true; then it is looked at closely.
         if np.abs(plain).max() <= MAX_NUMBER:
             return Numbers(plain, np.ones(len(plain), dtype=bool))
     try:
-        values = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
+        values = array.cast(pa.float64()).fill_null(np.nan).to_numpy()
     except pa.ArrowInvalid:
         raise _invalid(printable(name), "must be within ±2**53") from None
     known = ~np.isnan(values)
@@ -231,68 +272,80 @@ def _numbers(name: str, column: Any) -> Numbers:
     return Numbers(np.where(known, values, 0.0), known)
 
 
-def _words(name: str, column: Any, most: int) -> Words:
-    """Return a column of text, each distinct text once."""
+def _words(name: str, array: Any, most: int) -> Words:
+    """Return an array of text, each distinct text once."""
     import pyarrow as pa
 
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    kind = _kind(array)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise _invalid(name, f"is of the type {kind}; send text")
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    whole = column.combine_chunks()
-    whole = whole if isinstance(whole, pa.DictionaryArray) else whole.chunk(0)
-    words = whole.dictionary.to_pylist()
-    # A dictionary may hold a null itself; its codes mean that nothing is known.
-    places = np.array([-1 if word is None else place for place, word in enumerate(words)] + [-1])
-    indices = whole.indices.cast(pa.int64()).fill_null(len(words))
-    codes = places[indices.to_numpy(zero_copy_only=False)]
+    if not isinstance(array, pa.DictionaryArray):
+        array = array.dictionary_encode()
+    words, indices = array.dictionary.to_pylist(), array.indices
+    if indices.null_count or None in words:
+        # A dictionary may hold a null itself; its codes mean that nothing is known.
+        places = [-1 if word is None else place for place, word in enumerate(words)]
+        indices = indices.cast(pa.int64()).fill_null(len(words))
+        codes = np.array([*places, -1], dtype=np.int32)[indices.to_numpy()]
+    else:
+        codes = indices.to_numpy().astype(np.int32)
     for place, word in enumerate(words):
         if word is not None and (len(word) > most or has_control(word)):
             text = f"must have at most {most} characters, none of control"
             raise _invalid(printable(name), text, _first(codes == place), attribute=most > MAX_NAME)
-    return Words(codes.astype(np.int32), words)
+    return Words(codes, words)
 
 
-def texts(table: Any, name: str) -> list[str]:
-    """Return a column of text that every row must have.
+def texts(name: str, array: Any) -> Units:
+    """Return an array of text that every row must have.
 
     Raises:
         Invalid: it is of another type, or a row has none, or one that is not printable.
     """
     import pyarrow as pa
 
-    column = table.column(name)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    kind = _kind(array)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise _invalid(name, f"is of the type {kind}; send text")
-    found: list[str] = column.cast(pa.large_string()).to_pylist()
-    # Of nulls the length is unknown, which is neither of these.
-    lengths = list(map(len, found)) if not column.null_count else [0]
-    if not (min(lengths) > 0 and max(lengths) <= MAX_NAME):
-        row = next(row for row, text in enumerate(found) if not text or len(text) > MAX_NAME)
-        raise _invalid(name, f"is required, with at most {MAX_NAME} characters", row)
-    if has_control("".join(found)):
-        row = next(row for row, text in enumerate(found) if has_control(text))
-        raise _invalid(name, "must not contain control characters", row)
-    return found
+    if array.type != pa.string():
+        array = array.cast(pa.large_string())
+    if not array.null_count and len(array):
+        _, places, letters = array.buffers()
+        wide = np.int32 if array.type == pa.string() else np.int64
+        found = np.frombuffer(places, wide)[array.offset : array.offset + len(array) + 1]
+        starts: NDArray[np.int64] = found.astype(np.int64)
+        text = np.frombuffer(letters or b"", np.uint8)
+        sizes, used = np.diff(starts), text[starts[0] : starts[-1]]
+        # Letters are of one byte or more, and those of control are below the blank.
+        if sizes.min() > 0 and sizes.max() <= MAX_NAME and used.min() >= ord(" "):
+            return Units(text, starts)
+    return _looked_at(array.to_pylist(), name)
 
 
-def _single(table: Any) -> dict[int, dict[str, Any]]:
+def _looked_at(found: list[str | None], name: str) -> Units:
+    """Return texts that are sound though they do not look so at once; raises `Invalid`."""
+    for row, text in enumerate(found):
+        if not text or len(text) > MAX_NAME:
+            raise _invalid(name, f"is required, with at most {MAX_NAME} characters", row)
+        if has_control(text):
+            raise _invalid(name, "must not contain control characters", row)
+    return Units.of([text for text in found if text is not None])
+
+
+def _single(arrays: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """Return the fields of requests that are looked at one by one, by row."""
     found: dict[int, dict[str, Any]] = {}
-    for name in SINGLE:
-        if name in table.column_names:
-            for row, value in enumerate(table.column(name).to_pylist()):
-                if value is not None and value != []:
-                    found.setdefault(row, {})[name] = value
+    for name, array in arrays.items():
+        for row, value in enumerate(array.to_pylist()):
+            if value is not None and value != []:
+                found.setdefault(row, {})[name] = value
     return found
 
 
 def _request(asked: Asked, row: int, fields: dict[str, Any]) -> DecisionRequest:
     document = {
         "campaign": asked.keys[asked.campaign[row]],
-        "unit": asked.units[row],
+        "unit": asked.units.at(row),
         "attributes": columns.at(asked.attributes, row),
         **fields,
     }
@@ -326,10 +379,10 @@ def written(answers: bulk.Answers) -> bytes:
     """Return replies as a stream: a row each, in the order of the requests."""
     import pyarrow as pa
 
-    made = table_of(answers)
+    made = batch_of(answers)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, made.schema) as writer:
-        writer.write_table(made)
+        writer.write_batch(made)
     out: bytes = sink.getvalue().to_pybytes()
     return out
 
@@ -338,31 +391,33 @@ def table_of(answers: bulk.Answers) -> Any:
     """Return replies as a table: a row each, in the order of the requests."""
     import pyarrow as pa
 
-    rows = len(answers.ids)
+    return pa.Table.from_batches([batch_of(answers)])
+
+
+def batch_of(answers: bulk.Answers) -> Any:
+    """Return replies as a batch: a row each, in the order of the requests."""
+    import pyarrow as pa
+
+    rows, kinds, told = len(answers.ids), answers.kinds, answers.told
     offsets = np.arange(0, (rows + 1) * bulk.ID_TEXT, bulk.ID_TEXT, dtype=np.int32)
     ids = pa.StringArray.from_buffers(
         rows, pa.py_buffer(offsets), pa.py_buffer(answers.id_texts().tobytes())
     )
-    kinds = answers.kinds
-    product = pa.struct([("product_id", pa.string()), ("percent", pa.float64())])
-    same: dict[str, Any] = {
-        "snapshot": pa.array([one.snapshot for one in kinds], pa.int64()),
-        "expires_at": pa.array([one.expires_at for one in kinds], pa.timestamp("us", "UTC")),
-        "products": pa.array([orjson.loads(one.products) for one in kinds], pa.list_(product)),
+    snapshots = np.array([one.snapshot for one in kinds])[told]
+    expires = np.array([columnar.micros(one.expires_at) for one in kinds])[told]
+    columns = {
+        "decision_id": ids,
+        **{name: _named(answers, name) for name in ("campaign", "arm", "offer")},
+        "propensity": pa.array(answers.propensity),
+        **{name: _named(answers, name) for name in ("reason", "segment")},
+        "snapshot": pa.array(snapshots, pa.int64()),
+        "expires_at": pa.array(expires).view(pa.timestamp("us", "UTC")),
+        "products": _products(answers),
     }
     if any(one.late for one in kinds):
-        named = ["disk" if one.late else None for one in kinds]
-        same["acknowledged"] = pa.array(named, pa.string())
-    taken = pa.array(answers.told)
-    return pa.table(
-        {
-            "decision_id": ids,
-            **{name: _named(answers, name) for name in ("campaign", "arm", "offer")},
-            "propensity": pa.array(answers.propensity),
-            **{name: _named(answers, name) for name in ("reason", "segment")},
-            **{name: values.take(taken) for name, values in same.items()},
-        }
-    )
+        named = pa.array(["disk" if one.late else None for one in kinds], pa.string())
+        columns["acknowledged"] = named.take(pa.array(told))
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _named(answers: bulk.Answers, name: str) -> Any:
@@ -375,5 +430,21 @@ def _named(answers: bulk.Answers, name: str) -> Any:
         text = getattr(one, name)
         text = text.decode() if isinstance(text, bytes) else text
         codes.append(places.setdefault(text, len(places)))
-    index = np.array(codes, dtype=np.int32)[answers.told]
+    if len(places) > 1:
+        index = np.array(codes, dtype=np.int32)[answers.told]
+    else:
+        index = np.zeros(len(answers.told), np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(index), pa.array(list(places), pa.string()))
+
+
+def _products(answers: bulk.Answers) -> Any:
+    """Return the products that each offer is on; mostly there are none."""
+    import pyarrow as pa
+
+    kind = pa.list_(pa.struct([("product_id", pa.string()), ("percent", pa.float64())]))
+    found = [orjson.loads(one.products) for one in answers.kinds]
+    if any(found):
+        return pa.array(found, kind).take(pa.array(answers.told))
+    places = pa.py_buffer(np.zeros(len(answers.told) + 1, np.int32))
+    nothing = pa.array([], kind.value_type)
+    return pa.ListArray.from_buffers(kind, len(answers.told), [None, places], children=[nothing])

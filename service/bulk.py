@@ -13,6 +13,7 @@ request excludes; campaigns that are sticky, have a budget, or offer recommended
 
 import datetime as dt
 import functools
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +34,15 @@ from service.definition import CampaignDefinition
 from service.eligibility import segment_of
 from service.errors import UnknownCampaign
 from service.messages import DecisionReply
+from service.pseudonyms import Units, split
 from service.runtime import Runtime
 from service.snapshots import LiveCampaign
-from service.spool import DECISIONS, FRESH, Entry, SpoolError
+from service.spool import DECISIONS, FRESH, Entry, SpoolError, Stored
 
 RANDOM_BYTES = 10
 ID_TEXT = 36
-_DIGITS = np.array([*range(8), *range(9, 13), *range(14, 18), *range(19, 23), *range(24, 36)])
+Places = NDArray[np.intp]
+"""Where rows stand among the requests, in order."""
 log = structlog.get_logger()
 
 
@@ -83,8 +86,14 @@ class Answers(NamedTuple):
         """Return the ids as text: (B, 36) letters."""
         made = np.full((len(self.ids), ID_TEXT), ord("-"), dtype=np.uint8)
         digits = np.frombuffer(self.ids.tobytes().hex().encode(), np.uint8)
-        made[:, _DIGITS] = digits.reshape(-1, 2 * ID_BYTES)
+        digits = digits.reshape(-1, 2 * ID_BYTES)
+        for dashes, (begin, end) in enumerate(itertools.pairwise((0, 8, 12, 16, 20, 32))):
+            made[:, begin + dashes : end + dashes] = digits[:, begin:end]
         return made
+
+    def json(self) -> bytes:
+        """Return all as one document of JSON."""
+        return b'{"decisions":[%b]}' % b",".join(self.documents())
 
     def documents(self) -> list[bytes]:
         """Return each reply as JSON."""
@@ -124,6 +133,10 @@ def _end(told: Told) -> tuple[bytes, bytes, bytes]:
     if told.late:
         last = last[:-1] + b',"acknowledged":"disk"}'
     return first, first + orjson.dumps(told.propensity) + last, last
+
+
+Worked = tuple[Answers, bytes] | None
+"""Decisions of a list and the body of their answer; None where it is not decided as a whole."""
 
 
 @dataclass(slots=True)
@@ -167,22 +180,19 @@ class Batch:
         body = columnar.encode(self.packed())
         return Entry(DECISIONS, self.ids[0].tobytes(), body, unique=False)
 
-    def propensity(self) -> NDArray[np.float64]:
-        """Return the probability of each arm that was chosen (B,)."""
-        if self.simplexes.size:
-            return self.simplexes[np.arange(len(self.arm)), self.arm]
-        each = np.array([np.frombuffer(one.simplex, "<f8") for one in self.kinds])
-        chosen: NDArray[np.float64] = each[self.kind, self.arm]
-        return chosen
-
     def answers(self, *, late: bool = False) -> Answers:
         """Return what the app server gets; ``late`` where it was on disk only by its time."""
         arms = len(self.campaign.definition.arms)
-        combined, told = np.unique(self.kind * arms + self.arm, return_inverse=True)
+        most = len(self.kinds) * arms
+        combined, _, told = columns.distinct(self.kind * arms + self.arm, most)
         kinds = [self._told(*divmod(one, arms)) for one in combined.tolist()]
         if late:
             kinds = [one._replace(late=True) for one in kinds]
-        return Answers(kinds, self.ids, told.astype(np.int64), self.propensity())
+        if self.simplexes.size:
+            propensity = self.simplexes[np.arange(len(self.arm)), self.arm]
+        else:
+            propensity = np.array([one.propensity for one in kinds])[told]
+        return Answers(kinds, self.ids, told, propensity)
 
     def _told(self, kind: int, arm: int) -> Told:
         campaign, one = self.campaign, self.kinds[kind]
@@ -219,24 +229,43 @@ def answer(
         UnknownCampaign, IdempotencyConflict: as there.
     """
     moment = now or dt.datetime.now(dt.UTC)
+    made, single = _made(runtime, requests, moment)
+    return kept(runtime, requests, made, single, moment)
+
+
+def plainly(runtime: Runtime, requests: Sequence[decide.Asked]) -> Worked:
+    """Do what `answer` does; None, and nothing is kept, where a request is looked at by itself.
+
+    Raises:
+        UnknownCampaign: as there; nothing is kept.
+    """
+    made, single = _made(runtime, requests, dt.datetime.now(dt.UTC))
+    return None if single else written(runtime, made, Answers.json)
+
+
+def _made(
+    runtime: Runtime, requests: Sequence[decide.Asked], now: dt.datetime
+) -> tuple[list[tuple[Places, Batch]], list[int]]:
+    """Decide about all requests that can be decided together; return those, and which can not."""
     grouped, single = _sorted(runtime, requests)
-    made: list[tuple[list[int], Batch]] = []
+    made: list[tuple[Places, Batch]] = []
     for campaign, places in grouped:
         asked = [requests[place] for place in places]
         wanted = campaign.definition.reads
         found = columns.gathered([one.attributes for one in asked], wanted) if wanted else {}
-        batch = decided(runtime, campaign, [one.unit for one in asked], found, moment)
+        units = Units.of([one.unit for one in asked])
+        batch = decided(runtime, campaign, units, found, now)
         if batch is None:
             single += places
         else:
-            made.append((places, batch))
-    return kept(runtime, requests, made, sorted(single), moment)
+            made.append((np.array(places), batch))
+    return made, sorted(single)
 
 
 def kept(
     runtime: Runtime,
     requests: Mapping[int, decide.Asked] | Sequence[decide.Asked],
-    made: Sequence[tuple[Sequence[int], Batch]],
+    made: Sequence[tuple[Places, Batch]],
     single: Sequence[int],
     now: dt.datetime,
 ) -> Answers:
@@ -250,25 +279,51 @@ def kept(
         stored = runtime.spool.append(entries)
     except SpoolError:
         log.exception("decisions_not_kept", count=sum(len(p) for p, _ in made) + len(single))
-        stored = [FRESH] * len(made)
-        made = [(places, batch.unavailable()) for places, batch in made]
         replies = [one.unavailable().reply() for one in drafts]
+        return _joined(_unkept(made), single, replies)
+    replies = [
+        decide.settle(runtime, one, told, index=place)
+        for place, one, told in zip(single, drafts, stored[len(made) :], strict=True)
+    ]
+    return _joined(_parts(made, stored), single, replies)
+
+
+def written(
+    runtime: Runtime, made: Sequence[tuple[Places, Batch]], write: Callable[[Answers], bytes]
+) -> tuple[Answers, bytes]:
+    """Keep decisions that were made, and write the answer while the disk takes them."""
+    appending = runtime.spool.appending([batch.entry() for _, batch in made])
+    answers = _joined(_parts(made, [FRESH] * len(made)))
+    text = write(answers)
+    try:
+        stored = appending.result()
+    except SpoolError:
+        log.exception("decisions_not_kept", count=sum(len(places) for places, _ in made))
+        answers = _joined(_unkept(made))
     else:
-        replies = [
-            decide.settle(runtime, one, told, index=place)
-            for place, one, told in zip(single, drafts, stored[len(made) :], strict=True)
-        ]
-    parts = [
+        if not any(told.late for told in stored):
+            return answers, text
+        answers = _joined(_parts(made, stored))
+    return answers, write(answers)
+
+
+def _parts(
+    made: Sequence[tuple[Places, Batch]], stored: Sequence[Stored]
+) -> list[tuple[Places, Answers]]:
+    return [
         (places, batch.answers(late=told.late))
         for (places, batch), told in zip(made, stored, strict=False)
     ]
-    return _joined(parts, single, replies)
+
+
+def _unkept(made: Sequence[tuple[Places, Batch]]) -> list[tuple[Places, Answers]]:
+    return [(places, batch.unavailable().answers()) for places, batch in made]
 
 
 def _joined(
-    parts: Sequence[tuple[Sequence[int], Answers]],
-    single: Sequence[int],
-    replies: Sequence[DecisionReply],
+    parts: Sequence[tuple[Places, Answers]],
+    single: Sequence[int] = (),
+    replies: Sequence[DecisionReply] = (),
 ) -> Answers:
     """Put the replies of batches and single ones into the order of the requests."""
     if len(parts) == 1 and not replies:
@@ -278,9 +333,8 @@ def _joined(
         [], np.empty((rows, ID_BYTES), np.uint8), np.empty(rows, np.int64), np.empty(rows)
     )
     for places, part in parts:
-        where = np.asarray(places)
-        out.ids[where], out.propensity[where] = part.ids, part.propensity
-        out.told[where] = part.told + len(out.kinds)
+        out.ids[places], out.propensity[places] = part.ids, part.propensity
+        out.told[places] = part.told + len(out.kinds)
         out.kinds.extend(part.kinds)
     for place, reply in zip(single, replies, strict=True):
         out.ids[place] = np.frombuffer(reply.decision_id.bytes, np.uint8)
@@ -330,7 +384,7 @@ def _sorted(
 def decided(
     runtime: Runtime,
     campaign: LiveCampaign,
-    units: Sequence[str],
+    units: Units,
     told: Columns,
     now: dt.datetime,
 ) -> Batch | None:
@@ -348,7 +402,7 @@ def decided(
         return None
 
 
-def _nothing(units: Sequence[bytes]) -> dict[bytes, bytes]:
+def _nothing(units: bytes) -> dict[bytes, bytes]:
     """Return what a host knows of units that has stored nothing of any."""
     return {}
 
@@ -356,11 +410,11 @@ def _nothing(units: Sequence[bytes]) -> dict[bytes, bytes]:
 def chosen(
     campaign: LiveCampaign,
     ids: Bytes,
-    units: Sequence[bytes],
+    units: Bytes,
     known: Columns,
     now: dt.datetime,
 ) -> Batch:
-    """Choose an arm for every unit (a pseudonym), given all that is known of them."""
+    """Choose an arm for every unit (pseudonyms (B, 16)), given all that is known of them."""
     definition, rows = campaign.definition, len(units)
     kinds, kind = _kinds(campaign, units, known, now)
     encoded = columns.encoded(definition, known, rows)
@@ -374,14 +428,14 @@ def chosen(
         own[where] = campaign.simplexes(segments, masks, encoded[where])
         numbers = sampling.uniforms_by_block(campaign.seed, ids[where])
         arm[where] = sampling.draws(own[where], numbers)
-        return Batch(campaign, now, ids, b"".join(units), kinds, kind, arm, own, encoded)
+        return Batch(campaign, now, ids, units.tobytes(), kinds, kind, arm, own, encoded)
     if drawn.any():
         numbers = sampling.uniforms_by_block(campaign.seed, ids)
         for place, one in enumerate(kinds):
             if one.reason == "policy":
                 where = np.flatnonzero(kind == place)
                 arm[where] = _drawn(np.frombuffer(one.simplex, "<f8"), numbers[where])
-    return Batch(campaign, now, ids, b"".join(units), kinds, kind, arm, np.empty((0, 0)), encoded)
+    return Batch(campaign, now, ids, units.tobytes(), kinds, kind, arm, np.empty((0, 0)), encoded)
 
 
 def _drawn(simplex: NDArray[np.float64], numbers: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -393,21 +447,19 @@ def _drawn(simplex: NDArray[np.float64], numbers: NDArray[np.float64]) -> NDArra
 
 
 def _kinds(
-    campaign: LiveCampaign, units: Sequence[bytes], known: Columns, now: dt.datetime
+    campaign: LiveCampaign, units: Bytes, known: Columns, now: dt.datetime
 ) -> tuple[list[Kind], NDArray[np.int64]]:
     """Return what the decisions have in common, and which is each one's (B,)."""
-    definition, rows = campaign.definition, len(units)
-    state = campaign.state_at(now)
-    held = np.zeros(rows, dtype=bool)
+    definition, state = campaign.definition, campaign.state_at(now)
+    held = np.zeros(len(units), dtype=bool)
     if state == "running" and definition.holdout:
-        held = np.array([campaign.held_out(unit) for unit in units])
-    sign = columns.signs(definition, known, rows)
-    numbers, firsts, kind = np.unique(2 * sign + held, return_index=True, return_inverse=True)
+        held = np.array([campaign.held_out(unit) for unit in split(units)])
+    _, firsts, kind = columns.signs(definition, known, held)
     kinds = [
-        _kind(campaign, columns.at(known, row), state, held=bool(number & 1))
-        for number, row in zip(numbers.tolist(), firsts.tolist(), strict=True)
+        _kind(campaign, columns.at(known, row), state, held=bool(held[row]))
+        for row in firsts.tolist()
     ]
-    return kinds, kind.astype(np.int64)
+    return kinds, kind
 
 
 def _kind(
@@ -437,15 +489,16 @@ def _kind(
 
 
 def completed(
-    attributes_of: Callable[[Sequence[bytes]], Mapping[bytes, bytes]],
+    attributes_of: Callable[[bytes], Mapping[bytes, bytes]],
     definition: CampaignDefinition,
-    units: Sequence[bytes],
+    units: Bytes,
     told: Columns,
     now: dt.datetime,
 ) -> Columns:
     """Return all that is known: what was told, then what is stored of a unit, then the clock.
 
-    ``attributes_of`` gives what is stored about units, as `service.contexts.known` keeps it.
+    ``attributes_of`` gives what is stored about units (16 bytes each, one after another), by unit,
+    as `service.contexts.known` keeps it.
     """
     rows = len(units)
     missing = {
@@ -455,15 +508,15 @@ def completed(
     open_rows = functools.reduce(np.logical_or, missing.values(), np.zeros(rows, dtype=bool))
     if not open_rows.any():
         return told
-    stored = attributes_of([units[row] for row in np.flatnonzero(open_rows).tolist()])
+    stored = attributes_of(units[open_rows].tobytes())
     clock = contexts.clock(definition, now)
     if not stored and not clock:
         return told
     recalled = {unit: contexts.recalled(body, now) for unit, body in stored.items()}
-    more: dict[str, Column] = dict(told)
+    names, more = split(units), dict[str, Column](told)
     for name, where in missing.items():
         if where.any():
-            more[name] = _filled(name, told.get(name), where, units, recalled, clock)
+            more[name] = _filled(name, told.get(name), where, names, recalled, clock)
     return more
 
 

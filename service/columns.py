@@ -20,6 +20,8 @@ from service.eligibility import COMPARE, holds
 
 Flags = NDArray[np.bool_]
 MAX_BITS = 62
+TABLE = 1 << 12
+"""So many numbers have a table of all of them, rather than being sorted."""
 
 
 class Numbers(NamedTuple):
@@ -109,11 +111,46 @@ def _compared(rule: Rule, values: NDArray[np.float64]) -> Flags:
     return ~equal if rule.op == "!=" else equal
 
 
-def signs(definition: CampaignDefinition, columns: Columns, rows: int) -> NDArray[np.int64]:
-    """Number the rows (B,) so that those of one number get the same segment, mask and reasons.
+_NOUGHT = np.zeros(1, dtype=np.int64)
 
-    And the same features filled in: whatever is decided or told without their values.
+
+class Distinct(NamedTuple):
+    """The distinct ones of some numbers, in order.
+
+    Attributes:
+        numbers: (K,) they themselves.
+        firsts: (K,) where each comes first.
+        places: (B,) which of them each number is.
     """
+
+    numbers: NDArray[np.int64]
+    firsts: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
+def distinct(numbers: NDArray[np.int64], below: int) -> Distinct:
+    """Return what is distinct of numbers (B,) from 0 to ``below``; quick where that is small."""
+    if below == 1 and len(numbers):
+        return Distinct(_NOUGHT, _NOUGHT, np.zeros(len(numbers), dtype=np.int64))
+    if below > TABLE:
+        found, firsts, places = np.unique(numbers, return_index=True, return_inverse=True)
+        return Distinct(found, firsts.astype(np.int64), places.astype(np.int64))
+    first = np.full(below, -1, dtype=np.int64)
+    # Of several that have one place the last is kept.
+    first[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1)
+    found = np.flatnonzero(first >= 0)
+    place = np.zeros(below, dtype=np.int64)
+    place[found] = np.arange(len(found))
+    return Distinct(found, first[found], place[numbers])
+
+
+def signs(definition: CampaignDefinition, columns: Columns, held: Flags) -> Distinct:
+    """Number the rows so that those of one number get the same segment, mask and reasons.
+
+    And the same features filled in: whatever is decided or told without their values. ``held``
+    (B,) says who is in the holdout; of two numbers that differ in nothing else it has the latter.
+    """
+    rows = len(held)
     segments = [rule for segment in definition.segments for rule in segment.rules]
     own = [rule for arm in definition.arms for rule in arm.only_if]
     bits = [fitting(rule, columns, rows) for rule in (*segments, *own)]
@@ -121,18 +158,20 @@ def signs(definition: CampaignDefinition, columns: Columns, rows: int) -> NDArra
     told = {rule.attribute for rule in own} & columns.keys()
     bits += [columns[name].known for name in sorted(told)]
     bits += [_fits(feature, columns, rows) for feature in definition.features]
-    return numbered(bits, rows)
+    return numbered([*bits, held], rows)
 
 
-def numbered(bits: Iterable[Flags], rows: int) -> NDArray[np.int64]:
+def numbered(bits: Iterable[Flags], rows: int) -> Distinct:
     """Number rows (B,) from 0 without a gap: those of the same bits get the same number."""
     found, width = np.zeros(rows, dtype=np.int64), 0
     for bit in bits:
+        if bit.all() or not bit.any():
+            continue  # it tells nobody from another
         if width == MAX_BITS:
-            found = np.unique(found, return_inverse=True)[1].astype(np.int64)
+            found = distinct(found, 1 << width).places
             width = int(found.max(initial=0)).bit_length()
         found, width = found << 1 | bit, width + 1
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+    return distinct(found, 1 << width)
 
 
 def _fits(feature: Feature, columns: Columns, rows: int) -> Flags:

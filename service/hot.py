@@ -2,8 +2,9 @@
 
 Most requests are plain: a known key, a small JSON body without a mistake, one decision or event.
 These are answered here, on the worker's loop; while the disk is synchronised the loop takes the
-next ones. Whatever is not plain gets None, and Flask answers it as it would have anyhow: there are
-the lists, all errors and their words. The answers here are the same byte for byte, but for ids.
+next ones. So are lists, of JSON or of Arrow, that are decided as a whole, in threads of their own.
+Whatever is not plain gets None, and Flask answers it as it would have anyhow: there are all errors
+and their words. The answers here are the same byte for byte, but for ids.
 """
 
 import asyncio
@@ -11,13 +12,14 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import orjson
 import structlog
 from flask import Flask
 
-from service import decide, metrics, outcomes, security, validation
+from service import arrow, bulk, decide, metrics, outcomes, security, validation
 from service.app import REQUEST_ID, SECURITY_HEADERS
 from service.catalogue import KeyView
 from service.errors import BarterError, Unavailable
@@ -26,6 +28,7 @@ from service.messages import (
     DecisionRequest,
     OutcomeReceipt,
     OutcomeRequest,
+    PlainList,
     PlainRequest,
 )
 from service.spool import FRESH, LATE, Entry, SpoolError, Stored
@@ -38,12 +41,19 @@ Answer = tuple[int, bytes, bytes]
 Then = Callable[[Answer | None], None]
 """What is told the answer, on the loop, or None where Flask is to give it."""
 Route = Callable[[Headers, bytes, Then], None]
+Work = Callable[[bytes], bulk.Worked]
+"""What decides about a list, or gives None where Flask is to do so."""
 Kept = Callable[[Stored | None], None]
 """What is told what became of an entry, on the loop, or None where the disk refused."""
 log = structlog.get_logger()
 
 
 LIST = b'{"decisions"'
+JSON, TABLE = b"application/json", arrow.MEDIA.encode()
+LISTS = 4
+"""How many lists a worker decides at a time: while the disk has some, others are computed."""
+MAX_LISTS = 64
+"""How many may wait for their turn, or have it."""
 FLUSH_SECONDS = 0.25
 MAX_PROVEN = 10_000
 AT_ONCE = 8
@@ -58,7 +68,7 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 
 _SAFE = SECURITY_HEADERS | {"Cache-Control": "no-store"}
-_JSON = _lines(_SAFE | {"Content-Type": "application/json"})
+_HEADS = {kind: _lines(_SAFE | {"Content-Type": kind.decode()}) for kind in (JSON, TABLE)}
 
 
 def _public_id(authorization: bytes) -> str:
@@ -85,7 +95,8 @@ class Hot:
     def __init__(self, app: Flask) -> None:
         self._runtime = app.extensions["barter"]
         self._told, self._tallied = _Told(), metrics.Tallied()
-        self._waiting = 0
+        self._waiting = self._listed = 0
+        self._lists = ThreadPoolExecutor(LISTS, thread_name_prefix="list")
         self._due: list[_Due] = []
         self._unkept: list[tuple[Entry, Kept]] = []
         self._flushing = False
@@ -97,9 +108,13 @@ class Hot:
         }
 
     def decision(self, headers: Headers, body: bytes, then: Then) -> None:
-        """Answer a request for one decision, if it is plain."""
+        """Answer a request for one decision, or for a list of them, if it is plain."""
         started = time.perf_counter()
-        if body.startswith(LIST) or not self._let_in("decide", headers):
+        if headers.get(b"content-type") == TABLE:
+            return self._list(TABLE, self._table, headers, body, started, then)
+        if body.startswith(LIST):
+            return self._list(JSON, self._documents, headers, body, started, then)
+        if not self._let_in("decide", headers):
             return then(None)
         given = headers.get(b"idempotency-key")
         key = None if given is None else given.decode("latin-1")
@@ -118,6 +133,39 @@ class Hot:
         if made.due:
             decide.draw(self._runtime, [made])
         self._keep_decision(made, headers, started, then)
+
+    def _list(
+        self, kind: bytes, work: Work, headers: Headers, body: bytes, started: float, then: Then
+    ) -> None:
+        """Answer a list of requests, if all of it is plain."""
+        plain = b"idempotency-key" not in headers and self._let_in("decide", headers, kind)
+        other = headers.get(b"accept", kind) not in (kind, b"*/*")
+        if other or not plain or self._listed >= MAX_LISTS:
+            return then(None)
+
+        def answered(done: asyncio.Future[bulk.Worked]) -> None:
+            self._listed -= 1
+            if isinstance(error := done.exception(), BarterError):
+                return then(None)
+            if error is not None:
+                log.error("list_not_answered", exc_info=error)
+                return then(FAILED)
+            if (made := done.result()) is None:
+                return then(None)
+            answers, text = made
+            metrics.count_tally(answers.tally())
+            then(self._answer("create_decisions", 200, headers, text, started, kind))
+
+        self._listed += 1
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(self._lists, work, body).add_done_callback(answered)
+
+    def _table(self, body: bytes) -> bulk.Worked:
+        return arrow.plainly(self._runtime, body)
+
+    def _documents(self, body: bytes) -> bulk.Worked:
+        found = PlainList.read(body)
+        return None if found is None else bulk.plainly(self._runtime, found.decisions)
 
     def _draw_with_others(self, one: "_Due") -> None:
         """Draw once all requests are taken that came with this one: together it is quicker."""
@@ -214,9 +262,9 @@ class Hot:
 
         self._keep(outcomes.entry(event, dt.datetime.now(dt.UTC)), kept)
 
-    def _let_in(self, scope: str, headers: Headers) -> bool:
+    def _let_in(self, scope: str, headers: Headers, kind: bytes = JSON) -> bool:
         """Tell whether a request has the right key and form."""
-        if headers.get(b"content-type") != b"application/json":
+        if headers.get(b"content-type") != kind:
             return False
         text = headers.get(b"authorization", b"")
         name, proven = self._proven.get(text, ("", None))
@@ -261,8 +309,9 @@ class Hot:
         self._runtime.spool.submit(entries, lambda told: self._told.add(loop, kept, told))
 
     def _answer(
-        self, operation: str, status: int, headers: Headers, text: bytes, started: float
-    ) -> Answer:
+        self, operation: str, status: int, headers: Headers, text: bytes, started: float,
+        kind: bytes = JSON,
+    ) -> Answer:  # fmt: skip
         given = headers.get(b"x-request-id")
         if given is None or not REQUEST_ID.fullmatch(given.decode("latin-1")):
             given = security.random_bytes(16).hex().encode()
@@ -270,7 +319,7 @@ class Hot:
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
-        return status, b"%bx-request-id: %b\r\n" % (_JSON, given), text
+        return status, b"%bx-request-id: %b\r\n" % (_HEADS[kind], given), text
 
     def _flush(self) -> None:
         self._flushing = False

@@ -23,7 +23,7 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from service.db import transaction
 from service.definition import CampaignDefinition
 from service.errors import BarterError, Conflict, FieldError, Invalid
 from service.models import Campaign, Run
-from service.runtime import Pseudonyms
+from service.pseudonyms import Pseudonyms, Units, split
 from service.snapshots import LiveCampaign, whole
 
 CHUNK = 20_000
@@ -157,10 +157,12 @@ def check(path: Path, unit: str) -> int:
         raise Invalid("The file has no rows.")
     row = 0
     try:
-        empty = pa.Table.from_batches([], file.schema_arrow)
-        dict(arrow.attributes_of(empty, [name for name in names if name != unit]))
+        empty = file.schema_arrow.empty_table()
+        arrow.attributes_of(
+            {name: empty.column(name).combine_chunks() for name in names if name != unit}
+        )
         for batch in file.iter_batches(CHUNK, columns=[unit]):
-            _units(pa.Table.from_batches([batch]), unit, row)
+            _units(unit, batch.column(unit), row)
             row += batch.num_rows
     except (pa.ArrowException, OSError):
         raise Invalid(f"The file is damaged after row {row:,}.") from None
@@ -181,15 +183,14 @@ def opened(path: Path) -> Any:
         raise Invalid(f"{path.name} is not a whole file of Parquet.") from None
 
 
-def _units(table: Any, name: str, before: int) -> list[str]:
+def _units(name: str, array: Any, before: int) -> Units:
     """Return the units of some rows; whole numbers stand for their digits."""
     import pyarrow as pa
 
-    if pa.types.is_integer(table.schema.field(name).type):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, table.column(name).cast(pa.string()))
+    if pa.types.is_integer(array.type):
+        array = array.cast(pa.string())
     try:
-        return arrow.texts(table, name)
+        return arrow.texts(name, array)
     except Invalid as error:
         text = error.errors[0].message
         row = error.errors[0].field.removeprefix("decisions[").partition("]")[0]
@@ -284,15 +285,19 @@ def _decide(
     engine: Engine, job: Job, pseudonym: Pseudonyms, live: LiveCampaign, table: Any, since: int
 ) -> _Chunk:
     """Decide about the rows of a table, and write their part of the output."""
+    import pyarrow as pa
+
+    names = table.schema.names
     known = arrow.attributes_of(
-        table, [name for name in table.column_names if name in live.definition.reads]
+        {name: table.column(name) for name in names if name in live.definition.reads}
     )
-    names = _units(table, job.unit, since)
-    units, now = pseudonym.many(names), dt.datetime.now(dt.UTC)
-    told = bulk.completed(_stored(engine), live.definition, units, dict(known), now)
+    customers, now = table.column(job.unit), dt.datetime.now(dt.UTC)
+    units = pseudonym.many(_units(job.unit, customers, since))
+    told = bulk.completed(_stored(engine), live.definition, units, known, now)
     ids = derived_ids(live.id, job.run.token, since, len(units))
     batch = bulk.chosen(live, ids, units, told, now)
-    _write(job, since, arrow.table_of(batch.answers()).add_column(0, "unit", [names]))
+    offered = arrow.table_of(batch.answers())
+    _write(job, since, offered.add_column(0, "unit", customers.cast(pa.string())))
     return _Chunk(since, since + len(units), batch.packed())
 
 
@@ -315,7 +320,7 @@ def _tables(path: Path, rows: int) -> Iterator[Any]:
             rest = batch.slice(skip)
             skip -= batch.num_rows - rest.num_rows
             if rest.num_rows:
-                yield pa.Table.from_batches([rest])
+                yield rest
                 rows += rest.num_rows
     except (pa.ArrowException, OSError):
         raise Invalid(f"The file is damaged after row {rows:,}.") from None
@@ -358,10 +363,11 @@ def _live(engine: Engine, id: int, known: LiveCampaign | None) -> LiveCampaign:
     return live
 
 
-def _stored(engine: Engine) -> Callable[[Sequence[bytes]], dict[bytes, bytes]]:
-    def attributes_of(units: Sequence[bytes]) -> dict[bytes, bytes]:
+def _stored(engine: Engine) -> Callable[[bytes], dict[bytes, bytes]]:
+    def attributes_of(units: bytes) -> dict[bytes, bytes]:
+        named = split(np.frombuffer(units, np.uint8))
         with engine.connect() as connection:
-            found = connection.execute(queries.customers_of(list(units)))
+            found = connection.execute(queries.customers_of(named))
             return {
                 bytes(row.unit): contexts.known(row.attributes, row.traits, row.traits_at)
                 for row in found

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from service import offers
 from service.config import Config
 from service.errors import BarterError
-from service.runtime import Pseudonyms
+from service.pseudonyms import Pseudonyms
 
 
 class _Stopped(Exception):

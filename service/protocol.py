@@ -49,14 +49,22 @@ class _Hot:
     """One request to a hot route, in the place of uvicorn's cycle of one request."""
 
     __slots__ = (
-        *("route", "headers", "keep_alive", "body"),
+        *("route", "headers", "keep_alive", "parts"),
         *("message_event", "response_complete", "disconnected"),
     )
 
     def __init__(self, route: Route, headers: Headers, keep_alive: bool, body: bytes = b"") -> None:
-        self.route, self.headers, self.keep_alive, self.body = route, headers, keep_alive, body
+        self.route, self.headers, self.keep_alive = route, headers, keep_alive
+        self.parts = [body] if body else []
         self.message_event = _DONE
         self.response_complete = self.disconnected = False
+
+    @property
+    def body(self) -> bytes:
+        """What has come of the request's body."""
+        if len(self.parts) != 1:
+            self.parts = [b"".join(self.parts)]
+        return self.parts[0]
 
 
 class Protocol(HttpToolsProtocol):
@@ -154,7 +162,7 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of a request's body."""
         if isinstance(self.cycle, _Hot):
-            self.cycle.body += body
+            self.cycle.parts.append(body)
         else:
             super().on_body(body)
 

@@ -37,6 +37,7 @@ import orjson
 import structlog
 
 from service.committed import Mark, Waiting
+from service.copying import ID_BYTES
 from service.segments import Place, Record, Segments
 
 DECISION: Final = 0
@@ -331,6 +332,10 @@ class Spool:
         Raises:
             SpoolError: the disk refused (full, read-only, gone); nothing of it was kept.
         """
+        return self.appending(entries).result()
+
+    def appending(self, entries: Sequence[Entry]) -> Future[list[Stored]]:
+        """Begin with what `append` does; the future gives what it would."""
         done: Future[list[Stored]] = Future()
 
         def then(told: list[Stored] | SpoolError) -> None:
@@ -340,7 +345,7 @@ class Spool:
                 done.set_result(told)
 
         self.submit(entries, then)
-        return done.result()
+        return done
 
     def submit(self, entries: Sequence[Entry], then: Then) -> None:
         """Do what `append` does without waiting; ``then`` is called by another thread."""
@@ -371,9 +376,12 @@ class Spool:
         row = self._row("SELECT attributes FROM products WHERE id = ?", id)
         return None if row is None else bytes(row[0])
 
-    def attributes_of(self, units: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the stored attributes (JSON) of those units (16 bytes each) that have some."""
-        rows = self._rows(ATTRIBUTES_OF, len(units), b"".join(units))
+    def attributes_of(self, units: bytes) -> dict[bytes, bytes]:
+        """Return the stored attributes (JSON) of those units that have some, by unit.
+
+        They are given one after another, 16 bytes each.
+        """
+        rows = self._rows(ATTRIBUTES_OF, len(units) // ID_BYTES, units)
         return {bytes(unit): bytes(attributes) for unit, attributes in rows}
 
     def products(self, ids: Sequence[str]) -> list[tuple[str, bytes]]:

@@ -35,6 +35,18 @@ BACKOFF_SECONDS = 0.3
 log = structlog.get_logger()
 
 
+COMPILED = (Path(bandits.__file__).parent / "kernels.py", Path(__file__).parent / "sha256.py")
+"""Modules whose functions are made machine code."""
+COMPILE = """
+import os
+os.nice(5)
+from bandits import kernels
+from service.pseudonyms import Pseudonyms
+kernels.prepare()
+Pseudonyms(b"any").prepare()
+"""
+
+
 class Workers:
     """The parent of a number of workers."""
 
@@ -50,7 +62,7 @@ class Workers:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self._workers = [self._start() for _ in range(self._count)]
-        compiling = compile_ahead(Path(bandits.__file__).parent)
+        compiling = compile_ahead(*COMPILED)
         while not self._stop:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
@@ -106,17 +118,21 @@ class Workers:
         _ended(old, STOP_SECONDS)
 
 
-def compile_ahead(library: Path) -> subprocess.Popen[bytes] | None:
-    """Have `bandits.kernels` compiled, in a process that yields, if nobody has since it is there.
+def compile_ahead(*modules: Path) -> subprocess.Popen[bytes] | None:
+    """Have `COMPILED` compiled, in a process that yields, if they were not since they are there.
 
-    The first worker that serves a campaign by contexts would do so, and take some seconds.
+    The first worker that serves a campaign by contexts, or a long list, would do so, and take some
+    seconds.
     """
-    installed = (library / "kernels.py").stat().st_mtime
-    made = (library / "__pycache__").glob("kernels.*.nbi")
-    if any(one.stat().st_mtime > installed for one in made):
+    if all(map(_compiled, modules)):
         return None
-    code = "import os; os.nice(5); from bandits import kernels; kernels.prepare()"
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", COMPILE], stdin=subprocess.DEVNULL)
+
+
+def _compiled(module: Path) -> bool:
+    """Tell whether machine code is kept of a module that is not older than it."""
+    made = (module.parent / "__pycache__").glob(f"{module.stem}.*.nbi")
+    return any(one.stat().st_mtime > module.stat().st_mtime for one in made)
 
 
 def _ended(worker: subprocess.Popen[bytes], seconds: float) -> None:

@@ -31,7 +31,7 @@ from service.imports.values import (
     whole,
 )
 from service.models import DEEDS
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 from service.validation import printable
 
 KindName = Literal["customers", "products", "competitor_prices", "interactions", "transactions"]

@@ -21,7 +21,7 @@ from service import customers as stored
 from service.config import Config
 from service.db import transaction
 from service.imports import kinds
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 
 CHUNK_ROWS = 50_000
 CUSTOMER_ROWS = 1_000

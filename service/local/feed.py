@@ -21,7 +21,8 @@ from urllib.parse import quote
 import orjson
 
 from service.client.transport import Request, Response, Transport, TransportError
-from service.runtime import Host, Pseudonyms
+from service.pseudonyms import Pseudonyms
+from service.runtime import Host
 from service.spool import DECISION, SpoolError
 
 BATCH, BATCH_BYTES = 1_000, 900_000

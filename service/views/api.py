@@ -123,8 +123,7 @@ def _streamed(call: Call) -> Response:
 
 def _listed(answers: bulk.Answers) -> Response:
     metrics.count_tally(answers.tally())
-    text = b'{"decisions":[%b]}' % b",".join(answers.documents())
-    return Response(text, mimetype=JSON)
+    return Response(answers.json(), mimetype=JSON)
 
 
 def _answered(call: Call, body: DecisionList | PlainList) -> bulk.Answers:

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round (default 3)")
     parser.add_argument("--rounds", type=int, default=5, help="of each kind (default 5)")
     parser.add_argument("--connections", type=int, default=64, help="of single requests (64)")
-    parser.add_argument("--lists", type=int, default=4, help="connections of lists (4)")
+    parser.add_argument("--lists", type=int, default=8, help="connections of lists (8)")
     parser.add_argument("--only", default="plain contextual", help="campaigns (both)")
     chosen = parser.parse_args(arguments)
     names = [one for one in CAMPAIGNS if CAMPAIGNS[one]["key"] in chosen.only.split()]

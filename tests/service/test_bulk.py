@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
 from bandits import sampling
@@ -17,6 +19,7 @@ from service.config import Config
 from service.errors import IdempotencyConflict
 from service.messages import MAX_LIST, DecisionList, DecisionRequest, PlainList
 from service.models import Customer, Decision
+from service.pseudonyms import Units
 from service.snapshots import TOGETHER
 from service.spool import DECISIONS
 from service.verify import verify
@@ -136,7 +139,7 @@ def test_a_list_decides_as_single_requests_do(loop: Loop, policy: str, sensible:
     asked = [DecisionRequest(campaign="spring", unit=unit, attributes=one)
              for unit, one in zip(units, told, strict=True)]  # fmt: skip
     found = columns.gathered(told, loop.live.definition.reads)
-    batch = bulk.decided(loop.runtime, loop.live, units, found, NOW)
+    batch = bulk.decided(loop.runtime, loop.live, Units.of(units), found, NOW)
     assert batch is not None
     found_rows = {row["id"]: row for row in copied.rows(columnar.copy_stream(batch.packed()))}
     ids = [uuid.UUID(bytes=one.tobytes()) for one in batch.ids]
@@ -317,3 +320,29 @@ def test_a_plain_list_refuses_what_the_models_refuse(web: Web) -> None:
     assert read is not None
     full = DecisionList(decisions=tuple(one.full() for one in read.decisions))
     assert full == DecisionList.model_validate({"decisions": [good]})
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.sampled_from([31, 1 << 20]))
+@example([0, 0], 1)
+def test_numbers_are_told_apart_as_by_sorting(numbers: list[int], below: int) -> None:
+    found = columns.distinct(np.array(numbers), below)
+    wanted = np.unique(np.array(numbers), return_index=True, return_inverse=True)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(0, 70), st.randoms())
+def test_rows_of_the_same_bits_have_the_same_number(
+    rows: int, width: int, rng: random.Random
+) -> None:
+    """Also of more bits than a number has, and of some that all rows have."""
+    kinds = [[rng.random() < 0.5 for _ in range(width)] for _ in range(4)]
+    chosen = [rng.choice(kinds) for _ in range(rows)]
+    bits = [np.array([one[place] for one in chosen]) for place in range(width)]
+    found = columns.numbered(bits, rows)
+    for row, place in enumerate(found.places.tolist()):
+        assert chosen[found.firsts[place]] == chosen[row]
+        assert chosen.index(chosen[row]) == found.firsts[place]
+    assert len({tuple(one) for one in chosen}) == len(found.firsts)

@@ -17,7 +17,7 @@ from service import customers, db, shop
 from service.config import Config
 from service.imports import command, jobs, kinds, load
 from service.models import IMPORTS, CompetitorPrice, Import, Interaction, Product, Transaction
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 from service.views import console_base
 from service.views.console_data import KINDS
 from tests.loop import Loop, running

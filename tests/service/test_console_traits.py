@@ -10,7 +10,7 @@ from service import db
 from service.config import Config
 from service.imports import load
 from service.models import Model
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 from service.traits import schedule, stored
 from tests.service.test_console import Browser
 from tests.service.test_traits import receipts

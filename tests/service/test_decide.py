@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,6 @@ from service.errors import IdempotencyConflict, UnknownCampaign
 from service.imports import load
 from service.messages import DecisionRequest
 from service.models import Decision
-from service.runtime import Pseudonyms, pseudonym
 from service.snapshots import LiveCampaign
 from service.spool import SpoolError
 from service.verify import verify
@@ -490,11 +488,3 @@ def test_the_clock_knows_the_holidays_of_a_country(
     wanted = {} if country is None else {"holiday": holiday, "days_to_holiday": days}
     assert contexts.clock(plan, now) == wanted
     assert segment_of(plan, wanted) == (0 if days is not None and days < 3 else 1)
-
-
-@pytest.mark.parametrize("length", [1, 32, 64, 65, 200])
-def test_pseudonyms_are_hmac_sha256(length: int) -> None:
-    key = os.urandom(length)
-    hidden = Pseudonyms(key)
-    for unit in ("", "ana", "ünït" * 50):
-        assert hidden(unit) == pseudonym(key, unit)

@@ -21,15 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import uvicorn
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from uvicorn.server import ServerState
 
-from service import db, decide, keys, validation
+from service import arrow, db, decide, keys, validation
 from service.config import Config
 from service.decide import earlier_fingerprint, fingerprint
 from service.hot import FAILED, MAX_WAITING, Answer, Hot
@@ -40,6 +41,7 @@ from service.replay import replay
 from service.segments import Segments
 from tests.acceptance.clients import children
 from tests.bench.serving import free_port
+from tests.loop import DEFINITION
 from tests.web import Web, serving
 
 OURS = re.compile(rb'[0-9a-f]{8}-[0-9a-f-]{27}|"expires_at":"[^"]*"|urn:barter:request:\w+')
@@ -172,6 +174,103 @@ def test_hot_routes_answer_as_flask_does(served: Served) -> None:
     assert served.call("POST", "/v1/outcomes", event, scope="decide")[0] == 403
     web.loop.carry()
     assert web.loop.runtime.spool.rejected() == 0
+
+
+def _table(asked: list[dict[str, Any]], **more: list[Any]) -> bytes:
+    columns = {
+        "campaign": pa.array([one["campaign"] for one in asked]).dictionary_encode(),
+        "unit": pa.array([one["unit"] for one in asked]),
+        "recency_days": pa.array([one["attributes"]["recency_days"] for one in asked]),
+    }
+    table, sink = pa.table(columns | more), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    out: bytes = sink.getvalue().to_pybytes()
+    return out
+
+
+def _told(mimetype: str | None, body: bytes) -> Any:
+    """Return what an answer says of every row, but for what is new with every answer."""
+    if mimetype != arrow.MEDIA:
+        return OURS.sub(b"", body)
+    with pa.ipc.open_stream(body) as reader:
+        found = reader.read_all()
+    assert len(set(found["decision_id"].to_pylist())) == found.num_rows
+    return found.schema, found.drop(["decision_id", "expires_at"]).to_pydict()
+
+
+def test_lists_are_answered_as_flask_does(served: Served) -> None:
+    """In front of it, where they are plain; and whatever is refused leaves nothing behind."""
+    web = served.web
+    rule = [{"attribute": "visits", "op": ">", "value": 2}]
+    only = [DEFINITION["arms"][0], *(arm | {"only_if": rule} for arm in DEFINITION["arms"][1:])]
+    web.loop.launch(key="calm", name="Calm", arms=only)
+    web.loop.launch(key="other", name="Other", arms=only)
+    calm = [
+        ASK | {"campaign": "other" if n % 3 else "calm", "unit": f"ünit {n}" if n % 7 else f"u{n}"}
+        for n in range(100)
+    ]
+    web.loop.decide("ana")  # keeps its arm from now on
+    kept, wrong = [None] * 99 + ["r-1"], [*calm[:99], ASK | {"campaign": "none"}]
+    tables: dict[str, str | None] = {"Content-Type": arrow.MEDIA}
+    text: dict[str, str | None] = {"Content-Type": "application/json"}
+
+    def listed(asked: list[dict[str, Any]], separators: tuple[str, str] = (",", ":")) -> bytes:
+        return json.dumps({"decisions": asked}, separators=separators).encode()
+
+    lists: list[tuple[int, bool, bytes, dict[str, str | None]]] = [
+        (100, True, _table(calm), tables),
+        (100, True, _table(calm), tables | {"Accept": "*/*", "X-Request-Id": "mine"}),
+        (100, False, _table(calm), tables | {"Accept": "application/json"}),
+        (100, False, _table(calm, request_id=kept), tables),
+        (100, False, _table(calm, exclude_arms=[[]] * 99 + [["ten"]]), tables),
+        (2, False, _table([calm[0], ASK]), tables),
+        (0, False, _table(calm), tables | {"Idempotency-Key": "k"}),
+        (0, False, _table(calm), tables | {"Authorization": f"Bearer {web.keys['reward']}"}),
+        (0, False, _table(calm, late=[{}] * 100), tables),
+        (0, False, _table(wrong), tables),
+        (0, False, _table([calm[0], calm[1] | {"unit": "a\x01"}]), tables),
+        (0, False, _table(calm)[:-9], tables),
+        (0, False, b"", tables),
+        (100, True, listed([one | {"unit": f"u{n}"} for n, one in enumerate(calm)]), text),
+        (100, False, listed(calm, (", ", ": ")), text),
+        (2, False, listed([calm[0], ASK]), text),
+        (0, False, listed(wrong), text),
+        (0, False, listed([]), text),
+        (0, False, listed(calm), text | {"Idempotency-Key": "k"}),
+    ]
+    for rows, front, body, headers in lists:
+        # Twice: the second head is known by its bytes.
+        answers = [served.call("POST", "/v1/decisions", body, headers) for _ in range(2)]
+        sent: dict[str, str | None] = {"Authorization": f"Bearer {web.keys['decide']}"}
+        sent |= headers
+        expected = web.client.post(
+            "/v1/decisions",
+            data=body,
+            headers={name: value for name, value in sent.items() if value is not None},
+        )
+        wanted = expected.status_code, _told(expected.mimetype, expected.data)
+        theirs = {name.lower(): value for name, value in expected.headers.items()}
+        del theirs["content-length"]
+        for status, told, found in answers:
+            assert (status, _told(expected.mimetype, found)) == wanted, headers
+            assert len(found) == int(told.pop("content-length"))
+            assert _same(told) == _same(theirs)
+            assert ("vary" not in told) == front, headers
+        assert (expected.status_code == 200) == (rows > 0)
+    web.loop.carry()
+    # One of a table has a request id, so it is there once.
+    distinct = 1 + 3 * sum(rows for rows, *_ in lists) - 2
+    with db.transaction(web.loop.engine) as session:
+        assert session.scalar(select(func.count()).select_from(Decision)) == distinct
+    assert web.loop.runtime.spool.rejected() == 0
+    figures = served.call("GET", "/metrics", scope="read")[2].decode()
+    counted = sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in figures.splitlines()
+        if line.startswith("bandit_decisions_total{") and 'campaign="calm"' in line
+    )
+    assert counted == 2 * (7 * 34 + 2)
 
 
 def _same(headers: dict[str, str]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from service.models import (
     Product,
     Transaction,
 )
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 
 HEADER = "unit,product_id,basket,quantity,paid,discount,bought_at\n"
 GOOD = "u{0},p{0},b{0},1,{0}.50,0.25,2026-03-{1:02d}\n"

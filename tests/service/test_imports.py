@@ -10,7 +10,7 @@ from service.config import Config
 from service.imports import kinds, load
 from service.imports.load import ProductRow, TransactionRow
 from service.models import Customer, Product, Transaction
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 OLD = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)

@@ -26,7 +26,7 @@ from service.customers import upsert
 from service.decide import campaign_number
 from service.errors import BarterError, Conflict, Invalid
 from service.models import Campaign, Decision, PendingDecisions, Run
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 from service.verify import verify
 from tests.loop import Loop, running
 from tests.service.test_bulk import ARMS, FEATURES, SEGMENTS

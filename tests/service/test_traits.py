@@ -19,7 +19,7 @@ from service.config import Config
 from service.contexts import recalled
 from service.imports import load
 from service.models import Arrival, Customer, Decision, Import, Model, Product, Transaction
-from service.runtime import pseudonym
+from service.pseudonyms import pseudonym
 from service.spool import Spool
 from service.traits import arrivals, history, publish, response, schedule, stored
 from service.traits.fit import fit
