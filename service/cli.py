@@ -72,11 +72,15 @@ def worker(config: Config, _: argparse.Namespace) -> int:
     # The writer of the log asks for its turn after half a millisecond, not after five.
     sys.setswitchinterval(0.0005)
     app = create_app(config)
-    # What is there now stays: looking through it for garbage would hold up decisions.
-    gc.collect()
-    gc.freeze()
+    _settle()
     serve(app, Hot(app).routes, inherited(config))
     return 0
+
+
+def _settle() -> None:
+    """Keep what is there now: looking through it for garbage would hold up the process's work."""
+    gc.collect()
+    gc.freeze()
 
 
 def _share_figures(config: Config) -> None:
@@ -111,6 +115,7 @@ def carry(config: Config, _: argparse.Namespace) -> int:
         reader = threading.Thread(target=host.run, args=(config, stop), name="imports", daemon=True)
         reader.start()
         follow(url, carrier.changed, stop, only=NEWS)
+        _settle()
         carrier.run(stop)
     return 0
 
@@ -142,6 +147,7 @@ def learn(config: Config, _: argparse.Namespace) -> int:
             threading.Thread(target=run, args=(stop,), name=name, daemon=True).start()
         follow(url, learner.wake, stop, only="outcomes")
         threading.Thread(target=_wake_on_stop, args=(learner.wake, stop), daemon=True).start()
+        _settle()
         learner.run(stop)
     return 0
 

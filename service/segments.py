@@ -45,21 +45,26 @@ class Place(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One record, the place where it begins, and its payload."""
+    """One record: its payload, and where it begins.
 
-    place: Place
+    Records are counted from 1, and no ``number`` is given twice.
+    """
+
+    number: int
     payload: bytes
+    segment: int
+    offset: int
 
     @property
-    def number(self) -> int:
-        """Its number: records are counted from 1, and no number is given twice."""
-        return self.place.number
+    def place(self) -> Place:
+        """The place before it."""
+        return Place(self.segment, self.offset, self.number)
 
     @property
     def following(self) -> Place:
         """The place after it."""
-        segment, offset, number = self.place
-        return Place(segment, offset + _HEADER.size + len(self.payload), number + 1)
+        end = self.offset + _HEADER.size + len(self.payload)
+        return Place(self.segment, end, self.number + 1)
 
 
 class Segments:
@@ -273,8 +278,8 @@ def _records(data: bytes, place: Place) -> tuple[list[Record], Place]:
                 break
             continue
         end, number = found
-        at = Place(segment, offset + position, number)
-        records.append(Record(at, data[position + _HEADER.size : end]))
+        payload = data[position + _HEADER.size : end]
+        records.append(Record(number, payload, segment, offset + position))
         position = end
     return (records, records[-1].following) if records else ([], place)
 

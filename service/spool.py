@@ -459,7 +459,7 @@ class Spool:
             connection.executemany(
                 "INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)",
                 [
-                    (record.number, *record.place[:2], entry.kind, entry.id)
+                    (record.number, record.segment, record.offset, entry.kind, entry.id)
                     for record, entry in kept
                     if entry.unique
                 ],
