@@ -392,6 +392,7 @@ def decided(
 
     That is where something is wrong with our disk or the policy's state.
     """
+    runtime.pseudonym.expect(len(units))
     try:
         names = runtime.pseudonym.many(units)
         stored = runtime.spool.attributes_of if runtime.catalogue.knows_units else _nothing

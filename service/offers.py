@@ -43,6 +43,8 @@ from service.pseudonyms import Pseudonyms, Units, split
 from service.snapshots import LiveCampaign, whole
 
 CHUNK = 20_000
+LONG = 1_000_000
+"""So many rows are worth the time that it takes to have their units hashed side by side."""
 DECIDERS = min(2, os.cpu_count() or 1)
 """How many chunks are computed at a time."""
 TOKEN_BITS, ROW_BYTES = 50, 5
@@ -223,6 +225,8 @@ def work(
     Raises:
         BarterError: the campaign does not run any more, or another process is at it.
     """
+    if job.run.total >= LONG:
+        pseudonym.prepare()
     with _alone(engine, job):
         rows = job.run.rows
         progress(rows)

@@ -73,20 +73,23 @@ class Pseudonyms:
         return self._one(unit.encode())
 
     def many(self, units: Units) -> Bytes:
-        """Return the pseudonyms (B, 16) of many units, each in a fraction of the time.
+        """Return the pseudonyms (B, 16) of many units, each in less time.
 
-        Long lists are hashed by `service.sha256`, once another thread has made that ready.
+        Those of long lists in a fraction of it, once that is prepared.
         """
-        if len(units) >= WIDE_ROWS and np.diff(units.starts).max() <= WIDE_BYTES:
-            if self._wide is not None:
-                return self._wide(units.text, units.starts)
-            if self._preparing is None:
-                self._preparing = threading.Thread(target=self.prepare, daemon=True)
-                self._preparing.start()
-        return self._narrow(units)
+        wide = self._wide
+        if wide is None or len(units) < WIDE_ROWS or np.diff(units.starts).max() > WIDE_BYTES:
+            return self._narrow(units)
+        return wide(units.text, units.starts)
+
+    def expect(self, rows: int) -> None:
+        """Have another thread `prepare` where so many units are worth it."""
+        if rows >= WIDE_ROWS and self._preparing is None:
+            self._preparing = threading.Thread(target=self.prepare, daemon=True)
+            self._preparing.start()
 
     def prepare(self) -> None:
-        """Make long lists quick from now on; that may take seconds, and 50 MB."""
+        """Load what hashes long lists (`service.sha256`): that may take seconds, and 50 MB."""
         try:
             from service import sha256
 

@@ -132,6 +132,8 @@ class Hmac:
             text: the bytes of all of them.
             starts: (B + 1,) where each begins, and the last ends.
         """
+        text = text[:]
+        text.flags.writeable = False  # the machine code is of such as are not written to
         out = np.empty((len(starts) - 1, 4), np.uint32)
         _hmacs(text, starts, self._inner, self._outer, out)
         return out.astype(">u4").view(np.uint8)
