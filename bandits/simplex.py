@@ -110,17 +110,18 @@ def guard(p: Array, mask: Array, *, floor: float = 0.0, cap: Array | None = None
 def guarding(mask: Array, *, floor: float = 0.0) -> Callable[[Array], Array]:
     """:func:`guard` without caps for one numpy mask, as a function of ``p``: the same numbers.
 
-    What depends on the mask alone is computed once; what is left takes a tenth of the time.
+    What depends on the mask alone is computed once; what is left takes a tenth of the time. A mask
+    of one row holds for every row of ``p``.
     """
-    xp, every, rows = namespace(mask), bool(mask.all()), len(mask)
+    xp, every = namespace(mask), bool(mask.all())
     share = xp.minimum(floor, uniform(mask))
     rest = xp.maximum(1.0 - share.sum(axis=-1, keepdims=True), 0.0)
 
     def guarded(p: Array) -> Array:
         kept = p if every else xp.where(mask, p, 0.0)
         total = xp.add.reduce(kept, axis=-1, keepdims=True)
-        if not (total.item() > 0 if rows == 1 else (total > 0).all()):
-            return guard(p, mask, floor=floor)
+        if not (total.item() > 0 if len(total) == 1 else (total > 0).all()):
+            return guard(p, xp.broadcast_to(mask, p.shape), floor=floor)
         kept = kept / total
         kept *= rest
         kept += share

@@ -324,10 +324,17 @@ class LiveCampaign:
         Raises:
             ValueError: as for `simplex`.
         """
+        rows = Contexts(segment=segments.astype(np.int32), features=contexts)
+        if self._caps is None and (masks == masks[0]).all():
+            one, guarded = self._guarded(int(masks[0]))
+            eligible = np.repeat(one, len(masks), axis=0)
+            same: NDArray[np.float64] = guarded(
+                np.asarray(self.policy.probabilities(self.belief, rows, eligible))
+            )
+            return same
         distinct, place = np.unique(masks, return_inverse=True)
         each = [self._guarded(int(mask))[0][0] for mask in distinct]
         eligible = np.array(each, dtype=bool)[place]
-        rows = Contexts(segment=segments.astype(np.int32), features=contexts)
         raw = np.asarray(self.policy.probabilities(self.belief, rows, eligible))
         floor, caps = self.definition.floor, self._caps
         chances: NDArray[np.float64] = simplex.guard(raw, eligible, floor=floor, cap=caps)
