@@ -263,6 +263,14 @@ def test_a_full_disk_gives_all_the_default_arm(loop: Loop, monkeypatch: pytest.M
     assert {(one.arm, one.reason, one.propensity) for one in answers.kinds} == {
         ("none", "unavailable", 1.0)
     }
+    # In front of Flask the answer is written before the disk refuses: it must not be that one.
+    worked = bulk.plainly(loop.runtime, asked)
+    assert worked is not None
+    told = orjson.loads(worked[1])["decisions"]
+    assert [(one["arm"], one["reason"], one["propensity"]) for one in told] == [
+        ("none", "unavailable", 1.0)
+    ] * 9
+    assert sum(worked[0].tally().values()) == worked[0].tally()["spring", "none", "unavailable"]
 
 
 def test_ids_are_those_of_decisions(loop: Loop) -> None:
