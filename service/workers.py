@@ -66,6 +66,8 @@ class Workers:
         while not self._stop:
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
+            if compiling is not None and compiling.poll() is not None:
+                compiling = None
             for place, worker in enumerate(self._workers):
                 if worker.poll() is not None and not self._stop:
                     log.warning("restarting", part="worker", status=worker.returncode)

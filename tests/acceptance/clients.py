@@ -41,6 +41,12 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in told.stdout.split()]
 
 
+def web_workers(parent: int) -> list[int]:
+    """Return the workers of their parent, which may have started a compiler as well."""
+    lines = {one: Path(f"/proc/{one}/cmdline").read_bytes() for one in children(parent)}
+    return [one for one, line in lines.items() if line.endswith(b"\0worker\0")]
+
+
 def launched(url: str, engine: Engine) -> str:
     """Launch the campaign; return a key that may ask it."""
     db.migrate(url)
@@ -172,9 +178,9 @@ def kill(pid: int | None) -> None:
 
 def renew(barter: Barter) -> None:
     """Replace the web workers and wait until all are new."""
-    old = set(children(barter.pids()["web"]))
+    old = set(web_workers(barter.pids()["web"]))
     barter.renew()
-    until(lambda: not old & set(children(barter.pids()["web"])))
+    until(lambda: not old & set(web_workers(barter.pids()["web"])))
 
 
 def until(holds: Callable[[], bool]) -> None:

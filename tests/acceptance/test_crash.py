@@ -28,6 +28,7 @@ from tests.acceptance.clients import (
     shares,
     until,
     wait_until_learnt,
+    web_workers,
 )
 from tests.conftest import SECRET
 from tests.loop import definition
@@ -49,7 +50,7 @@ def test_nothing_acknowledged_is_lost_or_doubled(
         campaigns.transition(session, "spring", "launch", actor="test")
         _, key = keys.create(session, name="load", scopes=["decide", "reward"], actor="test")
     with Barter(config, quiet=True) as barter:
-        workers = children(barter.pids()["web"])
+        workers = web_workers(barter.pids()["web"])
         until(lambda: min(shares(config.port, workers, connections=8)) >= 2)
         with Load(config.port, key) as load:
             time.sleep(2)
@@ -65,7 +66,7 @@ def test_nothing_acknowledged_is_lost_or_doubled(
             for part in ("learn", "carry"):
                 kill(barter.pids()[part])
                 time.sleep(1.5)
-            workers = children(barter.pids()["web"])
+            workers = web_workers(barter.pids()["web"])
             assert len(workers) >= 2
             kill(workers[-1])
             time.sleep(2)

@@ -12,7 +12,6 @@ It ends with an error if the last third uses more of anything than the third bef
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from sqlalchemy import Engine, text
 from service import db
 from service.config import Config
 from service.supervisor import Barter
+from tests.acceptance.clients import web_workers
 from tests.bench import load
 from tests.bench.serving import PLAIN, free_port, launch, requests
 
@@ -47,10 +47,7 @@ class Minute(NamedTuple):
 def processes(barter: Barter) -> dict[str, list[int]]:
     """Return the process ids of every part; those of the web workers together."""
     found = {name: [pid] for name, pid in barter.pids().items()}
-    told = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(found["web"][0])], capture_output=True, text=True
-    )
-    return found | {"workers": [int(line) for line in told.stdout.split()]}
+    return found | {"workers": web_workers(found["web"][0])}
 
 
 def resident(pid: int) -> float:

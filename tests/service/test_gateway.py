@@ -39,7 +39,7 @@ from service.models import Decision
 from service.protocol import HEAD_BYTES, IDLE_SECONDS, READ_SECONDS, Protocol
 from service.replay import replay
 from service.segments import Segments
-from tests.acceptance.clients import children
+from tests.acceptance.clients import web_workers
 from tests.bench.serving import free_port
 from tests.loop import DEFINITION
 from tests.web import Web, serving
@@ -337,11 +337,11 @@ def test_requests_that_come_at_once_are_drawn_together(served: Served) -> None:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: shop\r\n\r\n")
             assert _read(connection) == b'{"status":"ok"}'
         os.kill(served.pid, signal.SIGSTOP)
-        for worker in children(served.pid):
+        for worker in web_workers(served.pid):
             os.kill(worker, signal.SIGSTOP)
         for connection, body in zip(connections, bodies, strict=True):
             connection.sendall(request(served, body, f"Content-Length: {len(body)}"))
-        for worker in (*children(served.pid), served.pid):
+        for worker in (*web_workers(served.pid), served.pid):
             os.kill(worker, signal.SIGCONT)
         found = [json.loads(_read(connection)) for connection in connections]
     web.loop.carry()
@@ -428,7 +428,7 @@ def test_bodies_of_any_length_and_clients_of_any_patience(served: Served) -> Non
 
 
 def test_a_worker_that_may_open_no_more_files_rests_between_its_tries(served: Served) -> None:
-    (worker,) = children(served.pid)
+    (worker,) = web_workers(served.pid)
     before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
     few = len(os.listdir(f"/proc/{worker}/fd")) + 5
     resource.prlimit(worker, resource.RLIMIT_NOFILE, (few, before[1]))

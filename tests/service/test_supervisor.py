@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -75,6 +76,32 @@ def test_kernels_are_compiled_ahead_once(tmp_path: Path) -> None:
     made = workers.compile_ahead(workers.COMPILED[1], tmp_path / "kernels.py")
     assert made is not None
     assert made.wait(60) == 0
+
+
+def test_who_compiled_ahead_is_gone_when_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling = subprocess.Popen(["true"])
+    monkeypatch.setattr(workers, "compile_ahead", lambda *_: compiling)
+    told = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {one: signal.getsignal(one) for one in told}
+    gone = []
+
+    def stop_once_gone() -> None:
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{compiling.pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        gone.append(not Path(f"/proc/{compiling.pid}").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop_once_gone, daemon=True)
+    try:
+        with socket.socket() as listener:
+            serving = workers.Workers(listener, 0)
+            watcher.start()
+            serving.run()
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    assert gone == [True], "no process that has ended waits to be asked after"
 
 
 def running(data: Path) -> list[int]:
