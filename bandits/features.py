@@ -76,5 +76,5 @@ def check(features: Array, *, rows: int, width: int) -> None:
         raise ValueError(f"contexts.features must be {(rows, width)}, not {features.shape}")
     if features.dtype != np.int64:
         raise TypeError(f"contexts.features must be int64, not {features.dtype}")
-    if features.size and np.abs(features).max() > FEATURE_LIMIT:
+    if features.size and not -FEATURE_LIMIT <= features.min() <= features.max() <= FEATURE_LIMIT:
         raise ValueError(f"contexts.features must be within ±{FEATURE_LIMIT} (bandits.features)")

@@ -15,15 +15,19 @@ import contextlib
 import math
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from bandits.features import ONE
+from bandits.types import FEATURE_LIMIT
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -60,6 +64,15 @@ def compiled(function: Compiled) -> Compiled:
     with contextlib.suppress(RuntimeError):  # there is no place to keep it
         made._cache = Kept(function)  # type: ignore[no-untyped-call]
     return cast(Compiled, made)
+
+
+#: Inlined before all else: arrays that are handed to a function of its own have their references
+#: counted, which takes as long as a loop over a few arms.
+within = numba.njit(error_model="numpy", nogil=True, inline="always")
+#: So many numbers are worked on at once where that is written out.
+LANES = 8
+#: The logarithm of 2 in two parts, of which the first has so few bits that its products are exact.
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.0 / math.log(2.0), 0.693147180369123816490, 1.90821492927058770e-10
 
 
 @compiled
@@ -158,7 +171,7 @@ def _score(
 
 @compiled
 def best(
-    mean: Floats, scale: Floats, mask: Flags, ends: tuple[float, float], steps: Floats,
+    mean: Floats, scale: Floats, mask: Flags, starts: Floats, end: float, steps: Floats,
     cubics: Floats, cells: float, middle: float, points: int, tolerance: float, out: Floats,
 ) -> None:  # fmt: skip
     """P(arm is best) of rows (B, A) by :mod:`bandits.posteriors.tabled`, where ``mask`` is True.
@@ -167,80 +180,179 @@ def best(
         mean: (B, A).
         scale: (B, A).
         mask: (B, A).
-        ends: where an arm begins and ends, in scales from its middle.
+        starts: (A + 1,) where an arm begins that is one of so many, in scales from its middle.
+        end: where an arm ends.
         steps: (A + 1,) distances between points for so many eligible arms, in scales.
         cubics: (cells, 4) coefficients of log F in every cell of the table, from the constant on.
         cells: of the table per scale.
         middle: cells of the table below an arm's mean.
-        points: most points of a row.
+        points: most points of a row, a multiple of `LANES`.
         tolerance: how far from one a row's sum may be, which it is divided by; 0 leaves it.
         out: (B, A), is filled; NaN in rows that it does not serve.
     """
     rows, arms = mean.shape
-    slopes, logs = np.empty((arms, points)), np.empty(points)
+    slopes, logs, bits = np.empty((arms, points)), np.empty(points), np.empty(points, np.int64)
     for row in range(rows):
-        low, span, step = _range(mean[row], scale[row], mask[row], ends, steps)
-        if not span < (points - 1) * step:
-            out[row] = np.nan
+        low, span, step = _range(mean, scale, mask, row, starts, end, steps)
+        if not span < (points - 1 - LANES) * step:
+            for arm in range(arms):
+                out[row, arm] = np.nan
             continue
-        count = int(span / step) + 2
-        logs[:count] = 0.0
+        count = (int(span / step) + 1) // LANES * LANES + LANES
+        for place in range(count):
+            logs[place] = 0.0
         for arm in range(arms):
             if mask[row, arm]:
-                slope = cells * span / (count - 1) / scale[row, arm]
                 begin = (low - mean[row, arm]) / scale[row, arm] * cells + middle
-                _read(cubics, begin, slope, logs[:count], slopes[arm])
-        for place in range(count):
-            logs[place] = math.exp(logs[place])
+                _read(cubics, begin, cells * step / scale[row, arm], count, logs, slopes, arm)
+        _exponentiate(logs, count, bits)
         whole = 0.0
         for arm in range(arms):
             total = 0.0
             if mask[row, arm]:
                 for place in range(count):
                     total += slopes[arm, place] * logs[place]
-                total *= cells * span / (count - 1) / scale[row, arm]
+                total *= cells * step / scale[row, arm]
             out[row, arm] = total
             whole += total
         if tolerance:
-            out[row] /= whole if abs(whole - 1.0) <= tolerance else np.nan
+            whole = whole if abs(whole - 1.0) <= tolerance else np.nan
+            for arm in range(arms):
+                out[row, arm] /= whole
 
 
-@compiled
+@within
 def _range(
-    mean: Floats, scale: Floats, mask: Flags, ends: tuple[float, float], steps: Floats
+    mean: Floats, scale: Floats, mask: Flags, row: int, starts: Floats, end: float, steps: Floats
 ) -> tuple[float, float, float]:
     """Where a row's points begin, how far they go, and their distance; NaN if it has none."""
-    low, high, narrow, count = -np.inf, -np.inf, np.inf, 0
-    for arm in range(len(mean)):
-        if mask[arm]:
-            if not (0.0 < scale[arm] < np.inf and abs(mean[arm]) < np.inf):
-                return np.nan, np.nan, np.nan
-            count += 1
-            low = max(low, mean[arm] + ends[0] * scale[arm])
-            high = max(high, mean[arm] + ends[1] * scale[arm])
-    for arm in range(len(mean)):
+    count, sound = 0, True
+    for arm in range(mean.shape[1]):
+        count += mask[row, arm]
+    low, high, least, narrow = -np.inf, -np.inf, np.inf, np.inf
+    for arm in range(mean.shape[1]):
+        if mask[row, arm]:
+            middle, wide = mean[row, arm], scale[row, arm]
+            sound = sound and 0.0 < wide < np.inf and abs(middle) < np.inf
+            low = max(low, middle + starts[1] * wide)
+            least = min(least, middle + starts[count] * wide)
+            high = max(high, middle + end * wide)
+    # Below the one some arm has not begun; below the other none has come far, and their product is
+    # as little.
+    low = max(low, least)
+    for arm in range(mean.shape[1]):
         # An arm that ends below cannot be best, and need not be followed closely.
-        if mask[arm] and mean[arm] + ends[1] * scale[arm] > low:
-            narrow = min(narrow, scale[arm])
-    return low, high - low, steps[count] * narrow
+        if mask[row, arm] and mean[row, arm] + end * scale[row, arm] > low:
+            narrow = min(narrow, scale[row, arm])
+    return low, high - low if sound else np.nan, steps[count] * narrow
 
 
-@compiled
-def _read(cubics: Floats, begin: float, step: float, logs: Floats, slopes: Floats) -> None:
-    """Add log F at evenly spaced places in cells to ``logs``, and set its slope per cell."""
-    last = len(cubics) - 1.0
-    for place in range(len(logs)):
-        # Beyond the table is the last cell, where nothing changes any more.
-        there = min(max(begin + step * place, 0.0), last)
-        cell = int(there)
-        x = there - cell
-        zero, one, two, three = (
-            cubics[cell, 0], cubics[cell, 1], cubics[cell, 2], cubics[cell, 3],
-        )  # fmt: skip
-        cube = three * x
-        square = two + cube
-        logs[place] += (square * x + one) * x + zero
-        slopes[place] = (square + square + cube) * x + one
+@within
+def _read(
+    cubics: Floats, begin: float, step: float, count: int, logs: Floats, slopes: Floats, arm: int
+) -> None:
+    """Add log F at evenly spaced places in cells to ``logs``, and set its slope per cell.
+
+    ``count`` is a multiple of `LANES`. Beyond the table is the last cell, where nothing changes
+    any more.
+    """
+    last, row = len(cubics) - 1.0, arm * slopes.shape[1]
+    for place in range(0, count, LANES):
+        _read_lanes(cubics, begin, step, last, logs, slopes, row, place)
+
+
+def _lanes(
+    _typing: Any, cubics: Any, begin: Any, step: Any, last: Any, logs: Any, slopes: Any, row: Any,
+    place: Any,
+) -> Any:  # fmt: skip
+    """What `_read` does for `LANES` places from ``place`` on; ``slopes`` are set from ``row`` on.
+
+    Written for LLVM: it makes no such code of a loop, as places are far apart in the table. A cell
+    is loaded whole, and eight of them are transposed between registers.
+    """
+    return types.void(cubics, begin, step, last, logs, slopes, row, place), _lanes_read
+
+
+_read_lanes: Any = intrinsic(_lanes)
+
+
+def _lanes_read(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    cubics, begin, step, last, logs, slopes, row, place = values
+    cubics, logs, slopes = (
+        context.make_array(signature.args[at])(context, builder, values[at]).data
+        for at in (0, 4, 5)
+    )
+    add, times = builder.fadd, builder.fmul
+    number, whole = ir.DoubleType(), ir.IntType(32)
+    zero = ir.Constant(ir.VectorType(number, LANES), [0.0] * LANES)
+    lanes = ir.Constant(zero.type, [float(lane) for lane in range(LANES)])
+
+    def each(value: Any) -> Any:
+        one = builder.insert_element(zero, value, ir.Constant(whole, 0))
+        return _picked(builder, one, one, [0] * LANES)
+
+    def eight(array: Any, place: Any) -> Any:
+        return builder.bitcast(builder.gep(array, [place]), zero.type.as_pointer())
+
+    there = add(each(begin), times(each(step), add(each(builder.sitofp(place, number)), lanes)))
+    there = builder.select(builder.fcmp_ordered(">", there, zero), there, zero)
+    there = builder.select(builder.fcmp_ordered("<", there, each(last)), there, each(last))
+    cell = builder.fptosi(there, ir.VectorType(whole, LANES))
+    x = builder.fsub(there, builder.sitofp(cell, zero.type))
+    zeroth, first, second, third = _cells(builder, cubics, cell)
+    cube = times(third, x)
+    square = add(second, cube)
+    log = add(times(add(times(square, x), first), x), zeroth)
+    logs = eight(logs, place)
+    builder.store(add(builder.load(logs, align=8), log), logs, align=8)
+    slope = add(times(add(add(square, square), cube), x), first)
+    builder.store(slope, eight(slopes, builder.add(row, place)), align=8)
+    return context.get_dummy_value()
+
+
+def _cells(builder: Any, cubics: Any, cell: Any) -> Iterator[Any]:
+    """Load the rows of a table (cells, 4) that a vector names, and give it column by column."""
+    four, rows = ir.VectorType(ir.DoubleType(), 4).as_pointer(), []
+    for lane in range(LANES):
+        one = builder.extract_element(cell, ir.Constant(ir.IntType(32), lane))
+        start = builder.shl(builder.sext(one, ir.IntType(64)), ir.Constant(ir.IntType(64), 2))
+        rows.append(builder.load(builder.bitcast(builder.gep(cubics, [start]), four), align=8))
+    a, b, c, d = (_picked(builder, rows[at], rows[at + 4], list(range(8))) for at in range(4))
+    for column in range(4):
+        odd, late = column % 2, column // 2 * 2
+        turns = [at + odd for even in range(0, LANES, 2) for at in (even, LANES + even)]
+        ab, cd = _picked(builder, a, b, turns), _picked(builder, c, d, turns)
+        yield _picked(builder, ab, cd, [late + at for at in (0, 1, 8, 9, 4, 5, 12, 13)])
+
+
+def _picked(builder: Any, one: Any, two: Any, places: list[int]) -> Any:
+    """Return the elements of two vectors, one after the other, at these places."""
+    return builder.shuffle_vector(
+        one, two, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+    )
+
+
+@within
+def _exponentiate(logs: Floats, count: int, bits: Integers) -> None:
+    """Set numbers that are not above 0 to what they are the logarithms of, to 2e-16 of it.
+
+    As ``2**k`` times a series of what is left, of Taylor's coefficients. The C library's takes four
+    times as long, and differs from one to the next.
+    """
+    for place in range(count):
+        log = max(logs[place], -700.0)
+        doubled = np.rint(log * _LOG2_E)
+        x = log - doubled * _LN2_HIGH - doubled * _LN2_LOW
+        two = x * x
+        four = two * two
+        first = (1.0 + x) + two * (1 / 2 + x * (1 / 6))
+        second = (1 / 24 + x * (1 / 120)) + two * (1 / 720 + x * (1 / 5040))
+        third = (1 / 40320 + x * (1 / 362880)) + two * (1 / 3628800 + x * (1 / 39916800))
+        logs[place] = first + four * (second + four * (third + four * (1 / 479001600)))
+        bits[place] = (int(doubled) + 1023) << 52
+    powers = bits.view(np.float64)
+    for place in range(count):
+        logs[place] *= powers[place]
 
 
 @compiled
@@ -259,6 +371,22 @@ def quantise(values: Floats, centres: Floats, scales: Floats, one: int, out: Int
     return greatest
 
 
+@compiled
+def quantise_columns(
+    values: Floats, centres: Floats, scales: Floats, one: int, limit: int, out: Integers
+) -> None:
+    """Set ``out`` (B, D) to ``(values - centres) / scales`` of columns (D, B) in 1 / ``one``.
+
+    Rounded to the next even, cut off at ±``limit``; what is not a number is 0.
+    """
+    for place in range(len(values)):
+        centre, scale = centres[place], scales[place]
+        for row in range(len(out)):
+            scaled = np.rint((values[place, row] - centre) / scale * one)
+            scaled = scaled if scaled == scaled else 0.0
+            out[row, place] = int(min(max(scaled, -float(limit)), float(limit)))
+
+
 def prepare() -> None:
     """Compile, or read, all that a decision calls, with the types that it has there."""
     from bandits import policies
@@ -270,4 +398,6 @@ def prepare() -> None:
     policy.probabilities(belief, rows, mask)
     assert policy.single is not None
     policy.single(belief, 0, rows.features[0], mask[0])
-    quantise(np.zeros(1), np.zeros(1), np.ones(1), ONE, np.zeros(1, np.int64))
+    zero, whole = np.zeros(1), np.zeros((1, 1), np.int64)
+    quantise(zero, zero, np.ones(1), ONE, whole[0])
+    quantise_columns(np.zeros((1, 1)), zero, np.ones(1), ONE, FEATURE_LIMIT, whole)

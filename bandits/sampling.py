@@ -152,12 +152,16 @@ def draws(simplices: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.
     p = np.asarray(simplices, dtype=np.float64)
     if p.ndim != 2 or u.shape != p.shape[:1]:
         raise ValueError(f"simplices (B, A) and u (B,) expected, not {p.shape} and {u.shape}")
-    cumulative = np.cumsum(p, axis=1)
-    if bool(np.any(cumulative[:, -1] <= 0.0)):
+    # Arm by arm: there are few, and numpy's sums along a short axis are slow.
+    total, arms = np.zeros(len(p)), np.zeros(len(p), dtype=np.int32)
+    for chance in p.T:
+        total += chance
+        arms += total <= u
+    if not (total > 0.0).all():
         raise ValueError("simplex has no arm of positive probability")
-    below = (cumulative <= u[:, None]).sum(axis=1)
-    last = p.shape[1] - 1 - np.argmax(p[:, ::-1] > 0.0, axis=1)
-    arms: NDArray[np.int32] = np.minimum(below, last).astype(np.int32)
+    over = np.flatnonzero(arms == p.shape[1])
+    if len(over):  # rounding left their sums at or below their numbers
+        arms[over] = p.shape[1] - 1 - np.argmax(p[over, ::-1] > 0.0, axis=1)
     return arms
 
 

@@ -9,6 +9,8 @@ the number logged as propensity is the number that the sampler used.
 array([0.815, 0.135, 0.05 , 0.   ])
 """
 
+import functools
+import operator
 from collections.abc import Callable
 
 from bandits.backend import namespace
@@ -119,7 +121,7 @@ def guarding(mask: Array, *, floor: float = 0.0) -> Callable[[Array], Array]:
 
     def guarded(p: Array) -> Array:
         kept = p if every else xp.where(mask, p, 0.0)
-        total = xp.add.reduce(kept, axis=-1, keepdims=True)
+        total = _totals(kept)
         if not (total.item() > 0 if len(total) == 1 else (total > 0).all()):
             return guard(p, xp.broadcast_to(mask, p.shape), floor=floor)
         kept = kept / total
@@ -128,6 +130,16 @@ def guarding(mask: Array, *, floor: float = 0.0) -> Callable[[Array], Array]:
         return kept
 
     return guarded
+
+
+def _totals(p: Array) -> Array:
+    """The sums (B, 1) of rows (B, A) of numpy, to the bit of ``add.reduce`` along them.
+
+    Which is slow along a short axis, and adds fewer than eight one after the other.
+    """
+    if len(p) > 1 and p.shape[-1] < 8:
+        return functools.reduce(operator.add, p.T)[:, None]
+    return namespace(p).add.reduce(p, axis=-1, keepdims=True)
 
 
 # `mask`, `floor` and `cap` name both an operation and its argument; these reach the operation.

@@ -29,7 +29,7 @@ from service.validation import printable, validate
 MEDIA: Final = "application/vnd.apache.arrow.stream"
 MAX_ROWS = 10_000
 MAX_BYTES = 32 << 20
-MAX_NAME, MAX_TEXT, MAX_NUMBER = 200, 500, 2.0**53
+MAX_NAME, MAX_TEXT, MAX_NUMBER = 200, 500, columns.MOST
 SINGLE = ("request_id", "product", "exclude_arms", "products")
 """Columns whose requests are looked at one by one."""
 _END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -120,7 +120,7 @@ def _taken(column: Column, rows: NDArray[np.intp]) -> Column:
     if len(rows) == len(column.known):
         return column
     if isinstance(column, Numbers):
-        return Numbers(column.values[rows], column.known[rows])
+        return Numbers(column.values[rows], column.known[rows], column.sound)
     return Words(column.codes[rows], column.words)
 
 
@@ -258,10 +258,9 @@ def _numbers(name: str, array: Any) -> Numbers:
     import pyarrow as pa
 
     if array.type == pa.float64() and len(array) and not array.null_count:
-        plain = array.to_numpy()
-        # Neither of NaN nor of what is beyond is this true; then it is looked at closely.
-        if np.abs(plain).max() <= MAX_NUMBER:
-            return Numbers(plain, np.ones(len(plain), dtype=bool))
+        plain = columns.numbers(array.to_numpy())
+        if plain.sound:  # else it has a NaN, or is beyond, and is looked at closely
+            return plain
     try:
         values = array.cast(pa.float64()).fill_null(np.nan).to_numpy()
     except pa.ArrowInvalid:

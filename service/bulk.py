@@ -420,23 +420,21 @@ def chosen(
     kinds, kind = _kinds(campaign, units, known, now)
     encoded = columns.encoded(definition, known, rows)
     arm = np.full(rows, definition.default_index, dtype=np.int64)
-    drawn = np.array([one.reason == "policy" for one in kinds], dtype=bool)[kind]
-    if drawn.any() and campaign.served.contextual:
-        own = np.tile(np.array(campaign.certain(definition.default_index).simplex), (rows, 1))
-        where = np.flatnonzero(drawn)
+    own = np.empty((0, 0))
+    drawn = [place for place, one in enumerate(kinds) if one.reason == "policy"]
+    numbers = sampling.uniforms_by_block(campaign.seed, ids) if drawn else np.empty(0)
+    if drawn and campaign.served.contextual:
+        own = np.tile(campaign.certain(definition.default_index).simplex, (rows, 1))
+        where = slice(None) if len(drawn) == len(kinds) else np.flatnonzero(np.isin(kind, drawn))
         segments = np.array([one.segment for one in kinds])[kind[where]]
         masks = np.array([one.mask for one in kinds])[kind[where]]
-        own[where] = campaign.simplexes(segments, masks, encoded[where])
-        numbers = sampling.uniforms_by_block(campaign.seed, ids[where])
-        arm[where] = sampling.draws(own[where], numbers)
-        return Batch(campaign, now, ids, units.tobytes(), kinds, kind, arm, own, encoded)
-    if drawn.any():
-        numbers = sampling.uniforms_by_block(campaign.seed, ids)
-        for place, one in enumerate(kinds):
-            if one.reason == "policy":
-                where = np.flatnonzero(kind == place)
-                arm[where] = _drawn(np.frombuffer(one.simplex, "<f8"), numbers[where])
-    return Batch(campaign, now, ids, units.tobytes(), kinds, kind, arm, np.empty((0, 0)), encoded)
+        chances = campaign.simplexes(segments, masks, encoded[where])
+        own[where], arm[where] = chances, sampling.draws(chances, numbers[where])
+    else:
+        for place in drawn:
+            where = np.flatnonzero(kind == place)
+            arm[where] = _drawn(np.frombuffer(kinds[place].simplex, "<f8"), numbers[where])
+    return Batch(campaign, now, ids, units.tobytes(), kinds, kind, arm, own, encoded)
 
 
 def _drawn(simplex: NDArray[np.float64], numbers: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -505,6 +503,7 @@ def completed(
     missing = {
         name: ~told[name].known if name in told else np.ones(rows, dtype=bool)
         for name in definition.reads
+        if not columns.complete(told.get(name))
     }
     open_rows = functools.reduce(np.logical_or, missing.values(), np.zeros(rows, dtype=bool))
     if not open_rows.any():

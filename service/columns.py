@@ -13,22 +13,30 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bandits import features as quantised
+from bandits.backend import kernels
+from bandits.features import ONE
+from bandits.types import FEATURE_LIMIT
 from service import contexts
 from service.definition import CampaignDefinition, Feature, NumberFeature, Rule
 from service.eligibility import COMPARE, holds
 
 Flags = NDArray[np.bool_]
 MAX_BITS = 62
+MOST = 2.0**53
+"""Numbers beyond are not used as features; see `service.contexts.fits`."""
 TABLE = 1 << 12
 """So many numbers have a table of all of them, rather than being sorted."""
 
 
 class Numbers(NamedTuple):
-    """A column of numbers (B,) float64 and which of them are known (B,); the others are 0."""
+    """A column of numbers (B,) float64 and which of them are known (B,); the others are 0.
+
+    ``sound`` says of all at once that they are known, and within the range of a feature.
+    """
 
     values: NDArray[np.float64]
     known: Flags
+    sound: bool = False
 
     def at(self, row: int) -> object:
         """Return the value of a row that is known."""
@@ -64,11 +72,13 @@ def gathered(rows: Sequence[Mapping[str, object]], wanted: Iterable[str]) -> dic
 
 def column(values: Sequence[object]) -> Column:
     """Return values of JSON as a column; one that is missing is `ABSENT`."""
-    kinds = set(map(type, values)) - {object}
+    kinds = set(map(type, values))
     if kinds <= {int, float}:
+        return numbers(np.array(values, dtype=np.float64))
+    if kinds <= {int, float, object}:
         known = np.array([value is not ABSENT for value in values], dtype=bool)
-        numbers = [0.0 if value is ABSENT else value for value in values]
-        return Numbers(np.array(numbers, dtype=np.float64), known)
+        found = [0.0 if value is ABSENT else value for value in values]
+        return Numbers(np.array(found, dtype=np.float64), known)
     # By type too: 1, 1.0 and True are equal, and not the same.
     places: dict[tuple[type, object], int] = {}
     codes = [
@@ -76,6 +86,13 @@ def column(values: Sequence[object]) -> Column:
         for value in values
     ]
     return Words(np.array(codes, dtype=np.int32), [word for _, word in places])
+
+
+def numbers(values: NDArray[np.float64]) -> Numbers:
+    """Return numbers (B,) that are all known as a column."""
+    # Of NaN this is not true either.
+    sound = bool(np.abs(values).max(initial=0.0) <= MOST)
+    return Numbers(values, np.ones(len(values), dtype=bool), sound)
 
 
 def at(columns: Columns, row: int) -> dict[str, object]:
@@ -157,7 +174,11 @@ def signs(definition: CampaignDefinition, columns: Columns, held: Flags) -> Dist
     # An arm's reason says, too, whether the attribute was known.
     told = {rule.attribute for rule in own} & columns.keys()
     bits += [columns[name].known for name in sorted(told)]
-    bits += [_fits(feature, columns, rows) for feature in definition.features]
+    bits += [
+        _fits(feature, columns, rows)
+        for feature in definition.features
+        if not (isinstance(feature, NumberFeature) and complete(columns.get(feature.key)))
+    ]
     return numbered([*bits, held], rows)
 
 
@@ -184,25 +205,33 @@ def _fits(feature: Feature, columns: Columns, rows: int) -> Flags:
         return np.array([*each, False], dtype=bool)[found.codes]
     if not isinstance(feature, NumberFeature):
         return np.zeros(rows, dtype=bool)
-    fit: Flags = found.known & (np.abs(found.values) <= 2**53)
+    fit: Flags = found.known & (np.abs(found.values) <= MOST)
     return fit
+
+
+def complete(column: Column | None) -> bool:
+    """Tell whether a column is of numbers that are known of every row, without a look at them."""
+    return isinstance(column, Numbers) and column.sound
 
 
 def encoded(definition: CampaignDefinition, columns: Columns, rows: int) -> NDArray[np.int64]:
     """Return the contexts (B, D): `service.contexts.encode` of each row."""
-    made = np.empty((rows, definition.feature_width), dtype=np.float64)
-    place = 0
+    width = definition.feature_width
+    made, place = np.empty((width, rows)), 0
+    centres, scales, out = np.zeros(width), np.ones(width), np.empty((rows, width), np.int64)
     for feature in definition.features:
         found = columns.get(feature.key)
-        part = made[:, place : place + feature.width]
         if isinstance(found, Numbers) and isinstance(feature, NumberFeature):
-            value = np.where(_fits(feature, columns, rows), found.values, feature.default)
-            part[:, 0] = (value - feature.centre) / feature.scale
+            made[place] = found.values
+            if not found.sound:
+                made[place, ~_fits(feature, columns, rows)] = feature.default
+            centres[place], scales[place] = feature.centre, feature.scale
         else:
             words: Sequence[object] = found.words if isinstance(found, Words) else ()
             table = [contexts.numbers_of(feature, word) for word in (*words, None)]
             codes = found.codes if isinstance(found, Words) else np.full(rows, -1)
-            part[:] = np.array(table, dtype=np.float64)[codes]
+            made[place : place + feature.width] = np.array(table, dtype=np.float64)[codes].T
         place += feature.width
-    out: NDArray[np.int64] = quantised.quantise(made)
+    if width:
+        kernels().quantise_columns(made, centres, scales, ONE, FEATURE_LIMIT, out)
     return out

@@ -106,7 +106,7 @@ def check_values(contexts: Contexts, mask: Array, *, segments: int) -> None:
         sound, served = 0 <= segment.item() < segments, bool(np.count_nonzero(allowed))
     else:
         sound = not segment.size or bool(0 <= segment.min() <= segment.max() < segments)
-        served = bool(np.logical_or.reduce(allowed, axis=1).all())
+        served = bool(allowed.all() or np.logical_or.reduce(allowed, axis=1).all())
     if not sound:
         raise ValueError(f"segment must be in [0, {segments})")
     if not served:

@@ -1,6 +1,8 @@
 """The compiled loops, beside the same in numpy."""
 
 import importlib
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bandits import features, kernels
+from bandits.types import FEATURE_LIMIT
 
 
 @pytest.mark.parametrize("factors", [5, 9])
@@ -48,6 +51,24 @@ def test_values_are_quantised_as_features_are(values: list[float], scale: float)
         assert not (np.abs(exact) < 2.0**53).all()
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=9),
+    st.floats(-9, 9), st.floats(1e-300, 10),
+)  # fmt: skip
+def test_columns_are_quantised_as_features_are(
+    values: list[float], centre: float, scale: float
+) -> None:
+    """Whatever they are: what is not a number, or out of range, too."""
+    columns = np.array([values, values[::-1]], dtype=np.float64)
+    centres, scales = np.array([centre, 0.0]), np.array([scale, 1.0])
+    out = np.full((len(values), 2), 7, dtype=np.int64)
+    kernels.quantise_columns(columns, centres, scales, features.ONE, FEATURE_LIMIT, out)
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = features.quantise((columns.T - centres) / scales)
+    assert (out == wanted).all()
+
+
 def test_what_no_disk_can_keep_is_compiled_all_the_same() -> None:
     """A function without a file has no place in a cache, as one whose folders are read-only."""
     made: dict[str, Any] = {}
@@ -77,3 +98,36 @@ def test_machine_code_that_is_damaged_or_cannot_be_kept_is_made_anew(
     with pytest.warns(UserWarning, match="cannot be kept"):
         assert kernels.compiled(twice)(3.0) == 6.0
     sys.modules.pop("looped")
+
+
+BITS = """
+import hashlib
+import numpy as np
+from bandits import kernels
+from bandits.posteriors import tabled
+
+rng, found = np.random.default_rng(5), []
+for arms in (2, 3, 10):
+    mean, scale = rng.normal(size=(50, arms)), np.exp(rng.normal(0.0, 0.5, (50, arms)))
+    found.append(tabled.shares(mean, scale, 700.0, np.ones((50, arms), bool), 1e-6).ravel())
+out = np.empty((2, 50, 3))
+x, mean, root = (rng.normal(size=shape) for shape in ((50, 9), (9, 3), (9, 27)))
+kernels.scores(x, mean, root, 0.5, 2.0, out)
+print(hashlib.sha256(np.concatenate([*found, out.ravel()]).tobytes()).hexdigest())
+"""
+
+
+def test_bits_do_not_hang_on_the_machine(tmp_path: Path) -> None:
+    """A processor without wide registers makes the same decisions as ours: logs are replayed."""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", BITS], env=os.environ | more, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for more in (
+            {},
+            {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "",
+             "NUMBA_CACHE_DIR": str(tmp_path)},
+        )
+    ]  # fmt: skip
+    assert told[0] == told[1] != ""

@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from sqlalchemy import Engine
 
-from service import arrow
+from service import arrow, db, queries
 from service.config import Config
+from service.spool import Spool
 from service.supervisor import Barter
 from tests.bench import load
 from tests.bench.load import Request, Sample
@@ -93,6 +95,15 @@ def _warm(port: int, key: str, names: Sequence[str]) -> None:
     time.sleep(5)
 
 
+def wait_until_carried(spool: Spool, engine: Engine) -> None:
+    """Wait until PostgreSQL has all decisions, so that none is measured beside another's."""
+    while True:
+        with engine.connect() as connection:
+            if (connection.scalar(queries.SHIPPED, {"id": spool.id}) or 0) >= spool.last():
+                return
+        time.sleep(0.2)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -109,11 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             key = launch(barter.database_url)
             time.sleep(5)
             _warm(config.port, key, names)
+            spool, engine = Spool(config.data), db.engine(barter.database_url)
             found: dict[tuple[str, str], list[Sample]] = {}
             for _ in range(chosen.rounds):
                 for name in names:
                     for kind, (rows, request) in requests(key, CAMPAIGNS[name]["key"]).items():
                         connections = chosen.connections if kind == SINGLE else chosen.lists
+                        wait_until_carried(spool, engine)
                         sample = measured(config.port, request, connections, chosen.seconds)
                         sample = sample._replace(per_second=sample.per_second * rows)
                         found.setdefault((name, kind), []).append(sample)
