@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -69,8 +69,10 @@ def compiled(function: Compiled) -> Compiled:
 #: Inlined before all else: arrays that are handed to a function of its own have their references
 #: counted, which takes as long as a loop over a few arms.
 within = numba.njit(error_model="numpy", nogil=True, inline="always")
-#: So many numbers are worked on at once where that is written out.
-LANES = 8
+#: So many numbers are worked on at once where that is written out, and so many of such sums.
+LANES, TOGETHER = 8, 4
+#: Fewer rows than these take longer side by side, the last repeated, than one after the other.
+FEW = 3
 #: The logarithm of 2 in two parts, of which the first has so few bits that its products are exact.
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.0 / math.log(2.0), 0.693147180369123816490, 1.90821492927058770e-10
 
@@ -87,18 +89,30 @@ def scores(x: Floats, mean: Floats, root: Floats, offset: float, noise: float, o
         noise: what multiplies every scale.
         out: (2, B, A), is filled with means and scales; the latter are above 0.
     """
-    rows, long = len(x), root.shape[1]
-    # Each row has an array of its own: within one they might overlap, for all the compiler knows.
-    a, b, c, d = np.empty(long), np.empty(long), np.empty(long), np.empty(long)
-    for row in range(0, rows - 3, 4):
-        _project_four(x[row : row + 4], root, mean.shape[1], a, b, c, d)
-        _score(x[row], mean, a, offset, noise, out[:, row])
-        _score(x[row + 1], mean, b, offset, noise, out[:, row + 1])
-        _score(x[row + 2], mean, c, offset, noise, out[:, row + 2])
-        _score(x[row + 3], mean, d, offset, noise, out[:, row + 3])
-    for row in range(rows - rows % 4, rows):
-        _project(x[row], root, mean.shape[1], a)
-        _score(x[row], mean, a, offset, noise, out[:, row])
+    (rows, width), arms, long = x.shape, mean.shape[1], root.shape[1]
+    columns, along = np.empty((width, LANES)), np.empty((long + TOGETHER, LANES))
+    middles, squares = np.empty((arms + TOGETHER, LANES)), np.empty(LANES)
+    alone = np.empty(long)
+    for begin in range(0, rows, LANES):
+        count = min(LANES, rows - begin)
+        if count < FEW:
+            for row in range(begin, rows):
+                _project(x[row], root, arms, alone)
+                _score(x[row], mean, alone, offset, noise, out[:, row])
+            continue
+        for column in range(width):
+            for lane in range(LANES):
+                columns[column, lane] = x[begin + min(lane, count - 1), column]
+        _project_lanes(columns, mean, arms, middles)
+        _project_lanes(columns, root, arms, along)
+        for arm in range(arms):
+            squares[:] = 0.0
+            for place in range(arm, long, arms):
+                for lane in range(LANES):
+                    squares[lane] += along[place, lane] * along[place, lane]
+            for lane in range(count):
+                out[0, begin + lane, arm] = middles[arm, lane] + offset
+                out[1, begin + lane, arm] = _scale(squares[lane], noise)
 
 
 @compiled
@@ -129,25 +143,76 @@ def _project(x: Floats, root: Floats, arms: int, a: Floats) -> None:
             a[place] += by * factor[place]
 
 
-@compiled
-def _project_four(
-    x: Floats, root: Floats, arms: int, a: Floats, b: Floats, c: Floats, d: Floats
-) -> None:
-    """The same for rows x (4, P), which read a factor once, in the same order of sums."""
+@within
+def _project_lanes(columns: Floats, root: Floats, arms: int, out: Floats) -> None:
+    """Set ``out`` (F A, LANES) to what `_project` does for rows side by side (P, LANES).
+
+    With the same sums in the same order: what it adds where a triangle has ended is nothing.
+    """
     width, long = root.shape
-    a[:] = 0.0
-    b[:] = 0.0
-    c[:] = 0.0
-    d[:] = 0.0
-    for column in range(width):
-        one, two, three, four = x[0, column], x[1, column], x[2, column], x[3, column]
-        factor = root[column]
-        for place in range((column + 1) * arms if width * arms == long else long):
-            by = factor[place]
-            a[place] += one * by
-            b[place] += two * by
-            c[place] += three * by
-            d[place] += four * by
+    for place in range(0, long, TOGETHER):
+        first = place // arms if width * arms == long else 0
+        _sum_lanes(columns, root, first, width, place, long, out)
+
+
+def _lanes_summed(
+    _typing: Any, columns: Any, root: Any, first: Any, width: Any, place: Any, long: Any, out: Any
+) -> Any:
+    """Sum ``columns`` (P, LANES) times ``root`` (P, long) from a column on, for `TOGETHER` places.
+
+    Written for LLVM, which would not keep the sums in registers.
+    """
+    return types.void(columns, root, first, width, place, long, out), _sum
+
+
+def _sum(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    _, _, first, width, place, long, _ = values
+    columns, root, out = _starts(context, builder, signature, values)
+    whole, zero = ir.IntType(64), ir.Constant(_EIGHT, [0.0] * LANES)
+    one = ir.Constant(whole, 1)
+    places = [builder.add(place, ir.Constant(whole, more)) for more in range(TOGETHER)]
+    sums = [cgutils.alloca_once_value(builder, zero) for _ in places]  # type: ignore[no-untyped-call]
+    for total in sums:
+        builder.store(zero, total)
+    with cgutils.for_range_slice(builder, first, width, one, whole) as (column, _):
+        x = builder.load(_eight(builder, columns, builder.mul(column, _LANES)), align=8)
+        row = builder.mul(column, long)
+        for total, at in zip(sums, places, strict=True):
+            # Beyond the last place it is summed again, for a place of ``out`` that nobody reads.
+            inside = builder.icmp_signed("<", at, long)
+            at = builder.select(inside, at, builder.sub(long, one))
+            by = _each(builder, builder.load(builder.gep(root, [builder.add(row, at)])))
+            builder.store(builder.fadd(builder.load(total), builder.fmul(x, by)), total)
+    for total, at in zip(sums, places, strict=True):
+        place = _eight(builder, out, builder.mul(at, _LANES))
+        builder.store(builder.load(total), place, align=8)
+    return context.get_dummy_value()
+
+
+_sum_lanes: Any = intrinsic(_lanes_summed)
+_EIGHT = ir.VectorType(ir.DoubleType(), LANES)
+_LANES = ir.Constant(ir.IntType(64), LANES)
+
+
+def _starts(context: Any, builder: Any, signature: Any, values: Any) -> Iterator[Any]:
+    """Return where the arrays among some values begin, all of whose elements lie in a row."""
+    for kind, value in zip(signature.args, values, strict=True):
+        if isinstance(kind, types.Array):
+            if kind.layout != "C" or kind.dtype != types.float64:
+                raise TypeError(f"an array of float64 in a row is expected, not {kind}")
+            yield context.make_array(kind)(context, builder, value).data
+
+
+def _each(builder: Any, value: Any) -> Any:
+    """Return a vector of one number."""
+    nothing = ir.Constant(_EIGHT, [0.0] * LANES)
+    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    return _picked(builder, one, one, [0] * LANES)
+
+
+def _eight(builder: Any, array: Any, place: Any) -> Any:
+    """Return where a vector lies in an array."""
+    return builder.bitcast(builder.gep(array, [place]), _EIGHT.as_pointer())
 
 
 @compiled
@@ -166,7 +231,12 @@ def _score(
             squares[arm] += along[place + arm] * along[place + arm]
     for arm in range(arms):
         means[arm] += offset
-        squares[arm] = math.sqrt(max(squares[arm], 1e-300)) * noise
+        squares[arm] = _scale(squares[arm], noise)
+
+
+@within
+def _scale(square: float, noise: float) -> float:
+    return math.sqrt(max(square, 1e-300)) * noise
 
 
 @compiled
@@ -261,7 +331,7 @@ def _read(
         _read_lanes(cubics, begin, step, last, logs, slopes, row, place)
 
 
-def _lanes(
+def _lanes_read(
     _typing: Any, cubics: Any, begin: Any, step: Any, last: Any, logs: Any, slopes: Any, row: Any,
     place: Any,
 ) -> Any:  # fmt: skip
@@ -270,43 +340,34 @@ def _lanes(
     Written for LLVM: it makes no such code of a loop, as places are far apart in the table. A cell
     is loaded whole, and eight of them are transposed between registers.
     """
-    return types.void(cubics, begin, step, last, logs, slopes, row, place), _lanes_read
+    return types.void(cubics, begin, step, last, logs, slopes, row, place), _read_cells
 
 
-_read_lanes: Any = intrinsic(_lanes)
+_read_lanes: Any = intrinsic(_lanes_read)
 
 
-def _lanes_read(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-    cubics, begin, step, last, logs, slopes, row, place = values
-    cubics, logs, slopes = (
-        context.make_array(signature.args[at])(context, builder, values[at]).data
-        for at in (0, 4, 5)
-    )
+def _read_cells(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    _, begin, step, last, _, _, row, place = values
+    cubics, logs, slopes = _starts(context, builder, signature, values)
     add, times = builder.fadd, builder.fmul
-    number, whole = ir.DoubleType(), ir.IntType(32)
-    zero = ir.Constant(ir.VectorType(number, LANES), [0.0] * LANES)
-    lanes = ir.Constant(zero.type, [float(lane) for lane in range(LANES)])
-
-    def each(value: Any) -> Any:
-        one = builder.insert_element(zero, value, ir.Constant(whole, 0))
-        return _picked(builder, one, one, [0] * LANES)
-
-    def eight(array: Any, place: Any) -> Any:
-        return builder.bitcast(builder.gep(array, [place]), zero.type.as_pointer())
-
-    there = add(each(begin), times(each(step), add(each(builder.sitofp(place, number)), lanes)))
+    begin, step, last, start = (
+        _each(builder, one) for one in (begin, step, last, builder.sitofp(place, ir.DoubleType()))
+    )
+    zero = ir.Constant(_EIGHT, [0.0] * LANES)
+    there = add(start, ir.Constant(_EIGHT, [float(lane) for lane in range(LANES)]))
+    there = add(begin, times(step, there))
     there = builder.select(builder.fcmp_ordered(">", there, zero), there, zero)
-    there = builder.select(builder.fcmp_ordered("<", there, each(last)), there, each(last))
-    cell = builder.fptosi(there, ir.VectorType(whole, LANES))
-    x = builder.fsub(there, builder.sitofp(cell, zero.type))
+    there = builder.select(builder.fcmp_ordered("<", there, last), there, last)
+    cell = builder.fptosi(there, ir.VectorType(ir.IntType(32), LANES))
+    x = builder.fsub(there, builder.sitofp(cell, _EIGHT))
     zeroth, first, second, third = _cells(builder, cubics, cell)
     cube = times(third, x)
     square = add(second, cube)
     log = add(times(add(times(square, x), first), x), zeroth)
-    logs = eight(logs, place)
+    logs = _eight(builder, logs, place)
     builder.store(add(builder.load(logs, align=8), log), logs, align=8)
     slope = add(times(add(add(square, square), cube), x), first)
-    builder.store(slope, eight(slopes, builder.add(row, place)), align=8)
+    builder.store(slope, _eight(builder, slopes, builder.add(row, place)), align=8)
     return context.get_dummy_value()
 
 

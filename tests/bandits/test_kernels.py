@@ -17,20 +17,23 @@ from bandits import features, kernels
 from bandits.types import FEATURE_LIMIT
 
 
+@pytest.mark.parametrize("rows", [8, 9, 10, 11, 23])
 @pytest.mark.parametrize("factors", [5, 9])
-def test_scores_are_matrix_products_and_a_row_does_not_hang_on_others(factors: int) -> None:
-    """Of lower triangular factors and of wider ones, for rows that are no multiple of four."""
+def test_scores_are_matrix_products_and_a_row_does_not_hang_on_others(
+    factors: int, rows: int
+) -> None:
+    """Of lower triangular factors and of wider ones; of the last rows one, two or more are left."""
     rng = np.random.default_rng(0)
-    x, mean = rng.normal(size=(11, 5)), rng.normal(size=(5, 3))
+    x, mean = rng.normal(size=(rows, 5)), rng.normal(size=(5, 3))
     root = rng.normal(size=(3, 5, factors))
     root = np.tril(root) if factors == 5 else root
     flat = np.ascontiguousarray(root.transpose(1, 2, 0)).reshape(5, -1)
-    out = np.empty((2, 11, 3))
+    out = np.empty((2, rows, 3))
     kernels.scores(x, mean, flat, 0.5, 2.0, out)
     np.testing.assert_allclose(out[0], x @ mean + 0.5, rtol=1e-13)
     wanted = 2.0 * np.linalg.norm(np.einsum("bp,apf->baf", x, root), axis=2)
     np.testing.assert_allclose(out[1], wanted, rtol=1e-13)
-    for row in range(11):
+    for row in range(rows):
         alone = np.empty((2, 1, 3))
         kernels.scores(x[row : row + 1], mean, flat, 0.5, 2.0, alone)
         assert (alone[:, 0] == out[:, row]).all()
