@@ -69,7 +69,7 @@ def plainly(runtime: Runtime, raw: bytes) -> bulk.Worked:
     if asked.single:
         return None
     made, single = _decided(runtime, asked, dt.datetime.now(dt.UTC))
-    return None if single else bulk.written(runtime, made, written)
+    return None if single else bulk.keep_and_write(runtime, made, written)
 
 
 def _asked(raw: bytes) -> Asked:

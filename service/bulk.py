@@ -240,7 +240,7 @@ def plainly(runtime: Runtime, requests: Sequence[decide.Asked]) -> Worked:
         UnknownCampaign: as there; nothing is kept.
     """
     made, single = _made(runtime, requests, dt.datetime.now(dt.UTC))
-    return None if single else written(runtime, made, Answers.json)
+    return None if single else keep_and_write(runtime, made, Answers.json)
 
 
 def _made(
@@ -288,7 +288,7 @@ def kept(
     return _joined(_parts(made, stored), single, replies)
 
 
-def written(
+def keep_and_write(
     runtime: Runtime, made: Sequence[tuple[Places, Batch]], write: Callable[[Answers], bytes]
 ) -> tuple[Answers, bytes]:
     """Keep decisions that were made, and write the answer while the disk takes them."""

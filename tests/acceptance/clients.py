@@ -43,8 +43,12 @@ def children(pid: int) -> list[int]:
 
 def web_workers(parent: int) -> list[int]:
     """Return the workers of their parent, which may have started a compiler as well."""
-    lines = {one: Path(f"/proc/{one}/cmdline").read_bytes() for one in children(parent)}
-    return [one for one, line in lines.items() if line.endswith(b"\0worker\0")]
+    found = []
+    for one in children(parent):
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            if Path(f"/proc/{one}/cmdline").read_bytes().endswith(b"\0worker\0"):
+                found.append(one)
+    return found
 
 
 def launched(url: str, engine: Engine) -> str:
