@@ -147,7 +147,7 @@ def test_an_arm_with_rules_of_its_own_is_served_only_where_they_hold(loop: Loop)
     loop.runtime.spool.store_products(
         [(id, products.known(stock, 499, "Tea", stock / cover, now)) for id, stock, cover in rows]
     )
-    units = [f"unit-{number}" for number in range(40)]
+    units = [f"unit-{number}" for number in range(250)]  # an arm of one in nine is among them
     wanted = {"few": {"none", "twenty"}, "some": {"none", "ten"}, "many": {"none", "ten"}}
     for product, arms_given in wanted.items():
         assert {reply.arm for reply in loop.decide(*units, product=product)} == arms_given
