@@ -171,9 +171,8 @@ def _sum(context: Any, builder: Any, signature: Any, values: Any) -> Any:
     whole, zero = ir.IntType(64), ir.Constant(_EIGHT, [0.0] * LANES)
     one = ir.Constant(whole, 1)
     places = [builder.add(place, ir.Constant(whole, more)) for more in range(TOGETHER)]
-    sums = [cgutils.alloca_once_value(builder, zero) for _ in places]  # type: ignore[no-untyped-call]
-    for total in sums:
-        builder.store(zero, total)
+    on_stack: Any = cgutils.alloca_once_value
+    sums = [on_stack(builder, zero) for _ in places]  # where it stores zeros, with every call
     with cgutils.for_range_slice(builder, first, width, one, whole) as (column, _):
         x = builder.load(_eight(builder, columns, builder.mul(column, _LANES)), align=8)
         row = builder.mul(column, long)

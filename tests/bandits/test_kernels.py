@@ -114,7 +114,8 @@ for arms in (2, 3, 10):
     mean, scale = rng.normal(size=(50, arms)), np.exp(rng.normal(0.0, 0.5, (50, arms)))
     found.append(tabled.shares(mean, scale, 700.0, np.ones((50, arms), bool), 1e-6).ravel())
 out = np.empty((2, 50, 3))
-x, mean, root = (rng.normal(size=shape) for shape in ((50, 9), (9, 3), (9, 27)))
+x, mean = rng.normal(size=(50, 9)), rng.normal(size=(9, 3))
+root = np.tril(rng.normal(size=(3, 9, 9))).transpose(1, 2, 0).reshape(9, 27).copy()
 kernels.scores(x, mean, root, 0.5, 2.0, out)
 print(hashlib.sha256(np.concatenate([*found, out.ravel()]).tobytes()).hexdigest())
 """
